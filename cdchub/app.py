@@ -1,0 +1,78 @@
+"""HTTP around a hub: the one place where routes, middleware and the hub's parts meet."""
+
+from __future__ import annotations
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount, Route
+
+from cdchub import views
+from cdchub.errors import RequestError
+from cdchub.http import (
+    Endpoints,
+    Faults,
+    Guard,
+    from_http_exception,
+    is_loopback,
+    problem,
+    wants_html,
+)
+from cdchub.hub import Hub
+from cdchub.sse import StreamEndpoint
+
+
+def create_app(hub: Hub) -> Starlette:
+    """The ASGI application of a running hub. It has no lifespan: the hub's owner starts and ends it."""
+    config = hub.config
+    endpoints = Endpoints(
+        hub.core,
+        config.http,
+        snapshots=hub.spools,
+        status=hub.status,
+        failing=lambda: hub.failing,
+    )
+    todos = views.TodoApi(hub.writer, config.http, catalog=lambda: hub.core.catalog)
+    cdc = [
+        Route("/stream", StreamEndpoint(hub.core, config.stream).open),
+        Route("/changes", endpoints.changes),
+        Route("/snapshot", endpoints.snapshot),
+        Route("/tables", endpoints.tables),
+        Route("/status", endpoints.status),
+    ]
+    return Starlette(
+        routes=[
+            # /cdc is version 1 of the protocol; the alias is for apps that keep all under /api.
+            Mount("/cdc", routes=cdc),
+            Mount("/api/cdc", routes=cdc),
+            Route("/t/{tenant}/cdc/{rest:path}", endpoints.not_implemented),
+            Route("/healthz", endpoints.healthz),
+            Route("/readyz", endpoints.readyz),
+            *views.routes(todos),
+        ],
+        middleware=[
+            Middleware(
+                Guard,
+                only_loopback=is_loopback(config.http.host),
+                allowed_hosts=config.http.allowed_hosts,
+                cors_origins=config.http.cors_origins,
+            ),
+            Middleware(Faults, page=views.error_page),
+        ],
+        exception_handlers={RequestError: _request_error, HTTPException: _http_error},
+    )
+
+
+async def _request_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestError)
+    return problem(error)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    known = from_http_exception(error)
+    if wants_html(request):
+        return views.error_page(known.status, known.detail)
+    return problem(known)

@@ -1,0 +1,230 @@
+"""The only module that opens the source, and the lock that makes it one hub's own.
+
+Everything here goes through one SQLite library, APSW's. A second library on the same file in the
+same process would drop the first one's POSIX locks when it closes the file
+(sqlite.org/howtocorrupt.html §2.2), and so would a plain `open()` of the database or its `-shm`: so
+nothing in cdchub opens either by hand, and file identity comes from `stat`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import apsw
+
+from cdchub.errors import (
+    NotADatabase,
+    SourceBusy,
+    SourceMissing,
+    SourceNotWal,
+    SourceOwned,
+    SourceReadOnly,
+)
+
+# How long a command waits for a writer before it gives up; the usual web request is far shorter.
+BUSY_TIMEOUT_S = 5.0
+
+_BUSY = (apsw.BusyError, apsw.LockedError)
+
+
+@dataclass(frozen=True, slots=True)
+class SourcePaths:
+    """The source and the files that cdchub keeps beside it, named like SQLite's own `-wal`."""
+
+    database: Path
+
+    @property
+    def wal(self) -> Path:
+        return self._beside("-wal")
+
+    @property
+    def log(self) -> Path:
+        return self._beside("-cdchub")
+
+    @property
+    def lock(self) -> Path:
+        return self._beside("-cdchub.lock")
+
+    def _beside(self, suffix: str) -> Path:
+        return self.database.with_name(self.database.name + suffix)
+
+
+def source_paths(database: str | os.PathLike[str]) -> SourcePaths:
+    """The paths of a source. Symbolic links are followed, so that one file has one owner.
+
+    Raises `SourceMissing`, or `NotADatabase` for what is no regular file.
+    """
+    path = Path(os.path.realpath(database))
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise SourceMissing(os.fspath(database)) from error
+    if not stat.S_ISREG(mode):
+        raise NotADatabase(os.fspath(database), "it is not a regular file")
+    return SourcePaths(path)
+
+
+def open_source(paths: SourcePaths, *, read_only: bool = False) -> apsw.Connection:
+    """A connection to the source, which is checked to be a database.
+
+    Raises `NotADatabase`, `SourceReadOnly` or `SourceBusy`.
+    """
+    flags = apsw.SQLITE_OPEN_READONLY if read_only else apsw.SQLITE_OPEN_READWRITE
+    name = os.fspath(paths.database)
+    if not read_only and not os.access(paths.database.parent, os.W_OK):
+        raise SourceReadOnly(name, "its folder is read-only")
+    with translated(paths):
+        connection = apsw.Connection(name, flags)
+        try:
+            connection.set_busy_timeout(int(BUSY_TIMEOUT_S * 1000))
+            connection.execute("SELECT count(*) FROM sqlite_schema").get  # noqa: B018 - it reads
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+@contextlib.contextmanager
+def translated(paths: SourcePaths) -> Iterator[None]:
+    """Turns what SQLite says of an unusable source into our own errors, in one line each."""
+    name = os.fspath(paths.database)
+    try:
+        yield
+    except apsw.NotADBError as error:
+        raise NotADatabase(name, "it has no SQLite header, or is encrypted") from error
+    except _BUSY as error:
+        raise SourceBusy(name, BUSY_TIMEOUT_S) from error
+    except (apsw.ReadOnlyError, apsw.CantOpenError, apsw.PermissionsError) as error:
+        raise SourceReadOnly(name, str(error)) from error
+    except (apsw.CorruptError, apsw.IOError) as error:
+        raise NotADatabase(name, str(error)) from error
+
+
+def journal_mode(connection: apsw.Connection) -> str:
+    return str(connection.pragma("journal_mode"))
+
+
+def require_wal(connection: apsw.Connection, paths: SourcePaths) -> None:
+    """Raises `SourceNotWal` unless the source is in WAL mode; nothing switches it unasked."""
+    mode = journal_mode(connection)
+    if mode != "wal":
+        raise SourceNotWal(os.fspath(paths.database), mode)
+
+
+def check_source(paths: SourcePaths) -> None:
+    """Raises `StartError` where this can't be served, before anything is written beside it."""
+    connection = open_source(paths)
+    try:
+        require_wal(connection, paths)
+    finally:
+        connection.close()
+
+
+@contextlib.contextmanager
+def write_transaction(connection: apsw.Connection) -> Iterator[None]:
+    """BEGIN IMMEDIATE … COMMIT, rolled back on any error."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+@contextlib.contextmanager
+def read_transaction(connection: apsw.Connection) -> Iterator[None]:
+    """One snapshot for several reads. Keep it short: a held snapshot makes the WAL grow."""
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        connection.execute("COMMIT")
+
+
+class FileIdentity:
+    """Which files the paths name: it changes when the database or its `-wal` is replaced."""
+
+    def __init__(self, paths: SourcePaths) -> None:
+        self._paths = paths
+        self.seen = self._look()
+
+    def _look(self) -> tuple[int, int]:
+        return _inode(self._paths.database), _inode(self._paths.wal)
+
+    def changed(self) -> bool:
+        return self._look() != self.seen
+
+
+def _inode(path: Path) -> int:
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return 0
+
+
+class Owner:
+    """The lock on a source: held by one process, which leaves its pid in the lock file.
+
+    It is a file of its own, because a lock on the database file would be SQLite's.
+    """
+
+    def __init__(self, paths: SourcePaths) -> None:
+        self._paths = paths
+        self._descriptor: int | None = None
+
+    def acquire(self) -> None:
+        """Raises `SourceOwned` with the owner's pid, or `SourceReadOnly`."""
+        try:
+            descriptor = os.open(self._paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise SourceReadOnly(os.fspath(self._paths.database), error.strerror or "") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            pid = os.pread(descriptor, 32, 0).strip()
+            os.close(descriptor)
+            owner = int(pid) if pid.isdigit() else None
+            raise SourceOwned(os.fspath(self._paths.database), owner) from error
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        like_database(self._paths, self._paths.lock)
+        self._descriptor = descriptor
+
+    def release(self) -> None:
+        """Gives the lock back. The file stays: removing it would let two owners lock two files."""
+        if self._descriptor is not None:
+            os.ftruncate(self._descriptor, 0)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def owner_pid(paths: SourcePaths) -> int | None:
+    """The pid of the hub that serves this source now, or None. Nothing is created."""
+    try:
+        descriptor = os.open(paths.lock, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pid = os.pread(descriptor, 32, 0).strip()
+        return int(pid) if pid.isdigit() else None
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def like_database(paths: SourcePaths, path: Path) -> None:
+    """Gives a file beside the source the source's mode, and its owner where we may."""
+    status = paths.database.stat()
+    os.chmod(path, stat.S_IMODE(status.st_mode))
+    if os.geteuid() == 0:
+        os.chown(path, status.st_uid, status.st_gid)

@@ -1,0 +1,352 @@
+"""Capture as it stands in a source: what is installed, and what has to change.
+
+`reconcile` compares what should be captured with what the source holds and mends the difference in
+the caller's transaction: after it, every change that commits is either in the outbox or told of by
+a break. It is the one way in: `init`, the start of `serve` and every later schema change use it.
+
+Objects of ours, all prefixed `_cdchub_`: `meta` (identity and selection), `tables` (the shapes, by
+id), `outbox`, one `stage_<id>` and six triggers a table. `uninstall` removes all of them; an empty
+`sqlite_sequence` may stay, because SQLite can't drop it.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from cdchub.capture.table import (
+    OWN_PREFIX,
+    Database,
+    Shape,
+    literal,
+    quote,
+    read_shape,
+    user_tables,
+)
+from cdchub.capture.triggers import OUTBOX, backfill_sql, capture_sql, stage_name, value_columns
+from cdchub.catalog import Catalog
+from cdchub.errors import TableRefused
+
+META = f"{OWN_PREFIX}meta"
+TABLES = f"{OWN_PREFIX}tables"
+
+# Rows with which a table that is found later enters the log, one INSERT each. More would hold the
+# source's write lock for seconds; such a table enters with a break instead (reset `schema`).
+BACKFILL_ROWS_MAX = 100_000
+
+_SECRET = re.compile(r"passw|secret|token|hash|api_?key|private_?key|credential", re.IGNORECASE)
+
+# Unix milliseconds. julianday is older than any function with "subsec", and 'now' is one moment
+# within a statement (sqlite.org/lang_datefunc.html).
+_NOW_MS = "CAST((julianday('now') - 2440587.5) * 86400000.0 + 0.5 AS INTEGER)"
+
+
+class TableChoice(msgspec.Struct, frozen=True):
+    """One `--table T[:room=COL]`."""
+
+    table: str
+    room: str | None = None
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """What is to be captured: `tables` is None for every user table, also later ones."""
+
+    tables: tuple[TableChoice, ...] | None = None
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """What is captured: shapes by id, also the retired ones that older outbox rows refer to."""
+
+    install_id: str
+    choice: Choice
+    shapes: dict[int, Shape]
+    active: frozenset[int]
+
+    def catalog(self) -> Catalog:
+        return Catalog([self.shapes[table_id].info() for table_id in self.active])
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What `reconcile` did: `entered` came with rows, `broken` with a break; `warnings` are lines.
+
+    `fresh`: nothing of ours was in the source before.
+    """
+
+    captured: Captured
+    fresh: bool = False
+    entered: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def is_installed(db: Database) -> bool:
+    return bool(
+        list(db.execute("SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?", (META,)))
+    )
+
+
+def load(db: Database) -> Captured:
+    """What is installed. The source must have capture (`is_installed`)."""
+    meta = dict(db.execute(f"SELECT key, value FROM {META}"))
+    shapes, active = {}, set()
+    for table_id, text, is_active in db.execute(f"SELECT id, shape, active FROM {TABLES}"):
+        shapes[table_id] = msgspec.json.decode(text, type=Shape)
+        if is_active:
+            active.add(table_id)
+    choice = msgspec.json.decode(meta["choice"], type=Choice)
+    return Captured(meta["install_id"], choice, shapes, frozenset(active))
+
+
+def reconcile(db: Database, choice: Choice | None = None) -> Outcome:
+    """Makes the source capture `choice` (None: what it was told before, at first everything).
+
+    To be called in a write transaction. Raises `TableRefused` for a table that was asked for by
+    name and can't be captured; of the tables found by `*`, such a one is a warning.
+    """
+    fresh = not is_installed(db)
+    if fresh:
+        _create(db, choice or Choice())
+    elif choice is not None and choice != load(db).choice:
+        _set_meta(db, "choice", msgspec.json.encode(choice).decode())
+    before = load(db)
+    outcome = Outcome(before, fresh=fresh)
+    wanted = _wanted_shapes(db, before.choice, outcome.warnings)
+    standing = {before.shapes[table_id].name: table_id for table_id in before.active}
+    for name, table_id in standing.items():
+        shape = before.shapes[table_id]
+        if name not in wanted:
+            _retire(db, table_id, name)
+            outcome.broken.append(name)
+        elif wanted[name] != shape or not _stands(db, shape, table_id):
+            _replace(db, table_id, wanted[name], shape, outcome)
+    for name, shape in wanted.items():
+        if name not in standing:
+            _enter(db, shape, outcome, fresh=fresh)
+    outcome.captured = load(db)
+    return outcome
+
+
+def uninstall(db: Database) -> None:
+    """Removes every trace of capture, in the caller's write transaction."""
+    mine = literal(f"{OWN_PREFIX}*")
+    names = list(db.execute(f"SELECT type, name FROM sqlite_schema WHERE name GLOB {mine}"))
+    for kind in ("trigger", "table"):
+        for found, name in names:
+            if found == kind:
+                db.execute(f"DROP {kind} IF EXISTS {quote(name)}")
+
+
+def warnings_for(shape: Shape) -> list[str]:
+    """What an operator should know about a table before it is streamed."""
+    lines = []
+    if not shape.key:
+        lines.append(
+            f"table {shape.name!r} has no primary key: its rows are known by rowid, "
+            "which VACUUM may renumber"
+        )
+    secret = [name for name in shape.captured if _SECRET.search(name)]
+    if secret:
+        options = " ".join(f"--exclude {shape.name}.{name}" for name in secret)
+        lines.append(
+            f"table {shape.name!r} streams {', '.join(map(repr, secret))}, which may be secret: "
+            f"keep out with {options}"
+        )
+    return lines
+
+
+def _create(db: Database, choice: Choice) -> None:
+    db.execute(f"CREATE TABLE {META}(key TEXT PRIMARY KEY, value) WITHOUT ROWID")
+    _set_meta(db, "install_id", secrets.token_hex(8))
+    _set_meta(db, "choice", msgspec.json.encode(choice).decode())
+    db.execute(
+        f"CREATE TABLE {TABLES}(id INTEGER PRIMARY KEY, shape TEXT NOT NULL, active INTEGER NOT NULL)"
+    )
+    # AUTOINCREMENT: an LSN is never used again, even when the outbox has been pruned.
+    db.execute(
+        f"CREATE TABLE {OUTBOX}(lsn INTEGER PRIMARY KEY AUTOINCREMENT, tbl INTEGER, op TEXT, rid, "
+        f"ts INTEGER DEFAULT ({_NOW_MS}), nonce INTEGER DEFAULT (random()), v0)"
+    )
+
+
+def _set_meta(db: Database, key: str, value: str) -> None:
+    db.execute(
+        f"INSERT INTO {META}(key, value) VALUES (?, ?)"
+        " ON CONFLICT(key) DO UPDATE SET value = excluded.value",
+        (key, value),
+    )
+
+
+def _wanted_shapes(db: Database, choice: Choice, warnings: list[str]) -> dict[str, Shape]:
+    tables = user_tables(db)
+    exclusions = Exclusions(choice.exclude, tables)
+    wanted: dict[str, Shape] = {}
+    if choice.tables is None:
+        for name in tables:
+            if name in exclusions.tables:
+                continue
+            try:
+                wanted[name] = read_shape(
+                    db, name, room=None, excluded=exclusions.columns.get(name, frozenset())
+                )
+            except TableRefused as error:
+                warnings.append(str(error))
+        return wanted
+    folded = {name.lower(): name for name in tables}
+    for chosen in choice.tables:
+        name = folded.get(chosen.table.lower(), chosen.table)
+        wanted[name] = read_shape(
+            db, name, room=chosen.room, excluded=exclusions.columns.get(name, frozenset())
+        )
+    return wanted
+
+
+class Exclusions:
+    """`--exclude T[.COL]` sorted out: a table's name may hold a dot, so the tables decide."""
+
+    def __init__(self, exclude: Sequence[str], tables: Sequence[str]) -> None:
+        by_name = {name.lower(): name for name in tables}
+        self.tables: set[str] = set()
+        columns: dict[str, set[str]] = {}
+        for item in exclude:
+            table, dot, column = item.rpartition(".")
+            if item.lower() in by_name:
+                self.tables.add(by_name[item.lower()])
+            elif dot and table.lower() in by_name:
+                columns.setdefault(by_name[table.lower()], set()).add(column)
+            else:
+                raise TableRefused(item, "--exclude names no table, and no column of one")
+        self.columns = {name: frozenset(found) for name, found in columns.items()}
+
+
+def _stands(db: Database, shape: Shape, table_id: int) -> bool:
+    """Whether all objects of this table are there, word for word."""
+    wanted = capture_sql(shape, table_id)
+    marks = ", ".join("?" * len(wanted))
+    found = dict(
+        db.execute(f"SELECT name, sql FROM sqlite_schema WHERE name IN ({marks})", tuple(wanted))
+    )
+    return found == wanted
+
+
+def _replace(db: Database, table_id: int, wanted: Shape, shape: Shape, outcome: Outcome) -> None:
+    """Captures a table anew after its shape, its indexes or its triggers have changed."""
+    whole = len(_standing_triggers(db, table_id)) == len(capture_sql(shape, table_id)) - 1
+    _drop_capture(db, table_id)
+    same_rows = msgspec.structs.replace(shape, unique=()) == msgspec.structs.replace(
+        wanted, unique=()
+    )
+    if whole and same_rows:
+        # Only how rivals are found has changed, and no write escaped: subscribers need not know.
+        _set_shape(db, table_id, wanted)
+        _create_capture(db, wanted, table_id)
+        return
+    _set_active(db, table_id, active=False)
+    new_id = _add_shape(db, wanted)
+    _create_capture(db, wanted, new_id)
+    _write_break(db, new_id, wanted.name)
+    outcome.broken.append(wanted.name)
+
+
+def _enter(db: Database, shape: Shape, outcome: Outcome, *, fresh: bool) -> None:
+    """Captures a table from here on. One found later brings its present rows along."""
+    table_id = _add_shape(db, shape)
+    _create_capture(db, shape, table_id)
+    outcome.warnings.extend(warnings_for(shape))
+    if fresh:
+        return
+    limit = BACKFILL_ROWS_MAX + 1
+    counting = f"SELECT count(*) FROM (SELECT 1 FROM {quote(shape.name)} LIMIT {limit})"
+    ((rows,),) = db.execute(counting)
+    if rows <= BACKFILL_ROWS_MAX:
+        db.execute(backfill_sql(shape, table_id))
+        outcome.entered.append(shape.name)
+    else:
+        _write_break(db, table_id, shape.name)
+        outcome.broken.append(shape.name)
+
+
+def _retire(db: Database, table_id: int, name: str) -> None:
+    """Ends the capture of a table. Whoever follows it is told, and so are older positions."""
+    _drop_capture(db, table_id)
+    _set_active(db, table_id, active=False)
+    _write_break(db, table_id, name)
+
+
+def _create_capture(db: Database, shape: Shape, table_id: int) -> None:
+    _widen_outbox(db, 2 * len(shape.captured))
+    for sql in capture_sql(shape, table_id).values():
+        db.execute(sql)
+    _check_compiles(db, shape)
+
+
+def _check_compiles(db: Database, shape: Shape) -> None:
+    """Has SQLite compile the triggers, so that a fault shows here and not in a user's statement.
+
+    Raises `TableRefused`.
+    """
+    table = quote(shape.name)
+    settable = next((quote(c.name) for c in shape.columns if not c.generated), None)
+    statements = [f"INSERT INTO {table} DEFAULT VALUES", f"DELETE FROM {table}"]
+    if settable is not None:
+        statements.append(f"UPDATE {table} SET {settable} = {settable}")
+    for statement in statements:
+        try:
+            list(db.execute(f"EXPLAIN {statement}"))
+        except Exception as error:
+            # Whatever the library's own error class is: the reason goes to the user.
+            raise TableRefused(
+                shape.name, f"its capture triggers don't compile ({error})"
+            ) from error
+
+
+def _standing_triggers(db: Database, table_id: int) -> list[Any]:
+    pattern = f"{OWN_PREFIX}{table_id}_*"
+    return list(
+        db.execute(
+            "SELECT name FROM sqlite_schema WHERE type = 'trigger' AND name GLOB ?", (pattern,)
+        )
+    )
+
+
+def _drop_capture(db: Database, table_id: int) -> None:
+    for (name,) in _standing_triggers(db, table_id):
+        db.execute(f"DROP TRIGGER {quote(name)}")
+    db.execute(f"DROP TABLE IF EXISTS {stage_name(table_id)}")
+
+
+def _widen_outbox(db: Database, width: int) -> None:
+    have = {name for (name,) in db.execute("SELECT name FROM pragma_table_info(?)", (OUTBOX,))}
+    for column in value_columns(width):
+        if column not in have:
+            db.execute(f"ALTER TABLE {OUTBOX} ADD COLUMN {column}")
+
+
+def _add_shape(db: Database, shape: Shape) -> int:
+    """A new id for a shape. Ids are never used again: rows are kept, retired ones too."""
+    ((table_id,),) = db.execute(f"SELECT coalesce(max(id), 0) + 1 FROM {TABLES}")
+    db.execute(
+        f"INSERT INTO {TABLES}(id, shape, active) VALUES (?, ?, 1)",
+        (table_id, msgspec.json.encode(shape).decode()),
+    )
+    return int(table_id)
+
+
+def _set_shape(db: Database, table_id: int, shape: Shape) -> None:
+    text = msgspec.json.encode(shape).decode()
+    db.execute(f"UPDATE {TABLES} SET shape = ? WHERE id = ?", (text, table_id))
+
+
+def _set_active(db: Database, table_id: int, *, active: bool) -> None:
+    db.execute(f"UPDATE {TABLES} SET active = ? WHERE id = ?", (int(active), table_id))
+
+
+def _write_break(db: Database, table_id: int, name: str) -> None:
+    db.execute(f"INSERT INTO {OUTBOX}(tbl, op, v0) VALUES (?, 'b', ?)", (table_id, name))

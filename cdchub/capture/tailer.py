@@ -1,0 +1,533 @@
+"""The thread that carries committed changes from the outbox into the log, and then to the loop.
+
+Its order of work makes the promises: a change is delivered only after it is in the log, and pruned
+from the outbox only after the log has fsynced it. So a crash at any moment loses nothing: whatever
+the log lacks is still in the outbox, and whatever both have is recognised by LSN and nonce.
+
+Every error of a disk, a lock or a file is retried here for as long as the hub runs, with a counter
+and a line in the log; the source and the log are left as they were.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import apsw
+
+from cdchub.capture import install
+from cdchub.capture.connection import (
+    FileIdentity,
+    SourcePaths,
+    open_source,
+    read_transaction,
+    require_wal,
+)
+from cdchub.capture.outbox import (
+    Anchor,
+    Decoder,
+    HistoryBroken,
+    RawRow,
+    outbox_head,
+    prune,
+    read_rows,
+)
+from cdchub.capture.triggers import OUTBOX
+from cdchub.capture.wake import Hint, Wake
+from cdchub.catalog import Catalog
+from cdchub.change import Entry, transaction_mark
+from cdchub.config import CaptureConfig
+from cdchub.errors import CdchubError, StartError
+from cdchub.log.protocol import (
+    AppendLog,
+    Appended,
+    Delivery,
+    HistoryChanged,
+    LogConflict,
+    LogState,
+    Retention,
+    SchemaChanged,
+    SourceMark,
+)
+
+logger = logging.getLogger("cdchub.capture")
+
+_BUSY = (apsw.BusyError, apsw.LockedError)
+_FAULTS = (apsw.Error, sqlite3.Error, OSError, CdchubError, LogConflict)
+
+
+@dataclass(slots=True)
+class CaptureCounters:
+    """What happened since the start; one writer, the tailer's thread, read by anyone."""
+
+    changes: int = 0
+    batches: int = 0
+    busy: int = 0
+    faults: int = 0
+    epochs_started: int = 0
+    breaks: int = 0
+    prunes_quiet: int = 0
+    prunes_forced: int = 0
+    rows_pruned: int = 0
+    entries_expired: int = 0
+    last_commit_ms: int = 0
+    failing: str | None = None
+    warnings: list[str] = field(default_factory=list)
+
+
+class Tailer:
+    """Owns the source's tailing connection and the thread that reads it and writes the log."""
+
+    def __init__(
+        self,
+        paths: SourcePaths,
+        log: AppendLog,
+        *,
+        choice: install.Choice | None,
+        capture: CaptureConfig,
+        retention: Retention,
+        retain_every_s: float,
+        deliver: Callable[[Delivery], None],
+    ) -> None:
+        self._paths = paths
+        self._log = log
+        self._choice = choice
+        self._config = capture
+        self._retention = retention
+        self._retain_every_s = retain_every_s
+        self._deliver = deliver
+        self._stop = threading.Event()
+        self._handover = threading.BoundedSemaphore(capture.handover_batches)
+        self._thread = threading.Thread(target=self._run, name="cdchub-tailer")
+        self.counters = CaptureCounters()
+        self._progress = _Progress(Anchor(0, None), pruned_lsn=0, now_s=0.0)
+
+    # Called from outside.
+
+    def open(self) -> tuple[HistoryChanged, Catalog]:
+        """Installs capture and finds where the log goes on. Raises `StartError`.
+
+        Returns what the log holds and what is captured at this moment; deliveries continue it.
+        """
+        self._open()
+        self._wake = Wake(self._paths, poll_s=self._config.poll_s)
+        return self._history(), self._captured.catalog()
+
+    def start(self) -> None:
+        """Starts the thread, and with it the deliveries."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread after its present batch; the log gets the mark of a clean stop."""
+        self._stop.set()
+        self._wake.kick()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._connection.close()
+        self._log.close_cleanly()
+        self._wake.close()
+
+    def kick(self) -> None:
+        """Somebody in this process has committed: look now."""
+        self._wake.kick()
+
+    def accepted(self) -> None:
+        """The loop has taken one delivery of changes."""
+        self._handover.release()
+
+    @property
+    def uses_inotify(self) -> bool:
+        return self._wake.uses_inotify
+
+    # The thread.
+
+    def _run(self) -> None:
+        hint = Hint.WRITTEN
+        while not self._stop.is_set():
+            try:
+                self._step(hint)
+                self._recovered()
+                hint = self._wake.wait(self._patience_s())
+                if hint is not Hint.WRITTEN and self._files.changed():
+                    self._reopen()
+            except _BUSY:
+                # Only reading and pruning happen here, so there is nothing to undo.
+                self.counters.busy += 1
+                hint = self._wake.wait(self._config.poll_s)
+            except HistoryBroken as broken:
+                hint = self._attempt(lambda why=str(broken): self._break_history(why))
+            except _FAULTS as fault:
+                self._failed(fault)
+                self._stop.wait(self._config.retry_s)
+                hint = self._attempt(self._reopen)
+
+    def _attempt(self, action: Callable[[], None]) -> Hint:
+        """Runs a recovery; if it fails too, the main loop comes back to it."""
+        try:
+            action()
+        except (*_BUSY, *_FAULTS) as fault:
+            self._failed(fault)
+            self._stop.wait(self._config.retry_s)
+        return Hint.WRITTEN
+
+    def _failed(self, fault: Exception) -> None:
+        self.counters.faults += 1
+        if self.counters.failing is None:
+            logger.error("capture is interrupted, nothing is lost, retrying: %s", fault)
+        self.counters.failing = str(fault)
+
+    def _recovered(self) -> None:
+        if self.counters.failing is not None:
+            logger.info("capture goes on")
+            self.counters.failing = None
+
+    def _step(self, hint: Hint) -> None:
+        """Reads all there is, then looks after outbox and log."""
+        moved = self._look()
+        if not moved and hint is Hint.WRITTEN:
+            moved = self._look_again()
+        while moved and not self._stop.is_set():
+            self._housekeep(quiet=False)
+            moved = self._look()
+        self._housekeep(quiet=True)
+
+    def _look_again(self) -> bool:
+        for _ in range(self._config.rechecks):
+            time.sleep(self._config.recheck_s)
+            if self._look():
+                return True
+        return False
+
+    def _patience_s(self) -> float:
+        if not self._progress.pruning:
+            return self._config.safety_look_s
+        # The next slice of a prune waits for a pause, as the first one did.
+        return max(0.0, self._progress.moved_s + self._config.prune_quiet_s - time.monotonic())
+
+    # Reading.
+
+    def _look(self) -> bool:
+        """Reads one batch, appends it to the log and delivers it. False if there was nothing."""
+        try:
+            with read_transaction(self._connection):
+                version = self._connection.pragma("schema_version")
+                if version != self._schema_version:
+                    self._load_shapes()
+                rows, head_lsn = self._read_batch()
+        except apsw.SQLError as error:
+            if install.is_installed(self._connection):
+                raise
+            raise HistoryBroken("capture is no longer installed") from error
+        if rows:
+            self._append(rows, head_lsn)
+        if version != self._schema_version:
+            self._reconcile()
+            return True
+        return bool(rows)
+
+    def _load_shapes(self) -> None:
+        self._captured = install.load(self._connection)
+        self._decoder = Decoder(self._captured)
+
+    def _read_batch(self) -> tuple[list[RawRow], int]:
+        limit = self._config.batch_rows
+        rows = read_rows(
+            self._connection, after=self._progress.anchor, width=self._decoder.width, limit=limit
+        )
+        if len(rows) < limit:
+            return rows, rows[-1].lsn if rows else self._progress.anchor.lsn
+        return rows, outbox_head(self._connection).lsn
+
+    def _append(self, rows: list[RawRow], head_lsn: int) -> None:
+        entries = self._progress.entries(rows, head_lsn, self._decoder)
+        self._log.append(self._log_state.present.number, entries)
+        self._progress.moved_to(rows[-1], now_s=time.monotonic())
+        self._progress.outbox_bytes += sum(len(entry.data) for entry in entries)
+        self.counters.changes += len(entries)
+        self.counters.batches += 1
+        self.counters.last_commit_ms = rows[-1].timestamp_ms
+        self._log_dirty = True
+        while not self._handover.acquire(timeout=self._config.safety_look_s):
+            if self._stop.is_set():
+                # The loop is gone; what is in the log will be read from there.
+                return
+        self._deliver(Appended(entries, head_lsn))
+
+    # Schema and history.
+
+    def _reconcile(self) -> None:
+        """Brings capture in line with the schema. Commits only if something has to change."""
+        connection = self._connection
+        connection.execute("BEGIN")
+        try:
+            outcome = install.reconcile(connection)
+            version = connection.pragma("schema_version")
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+        self._schema_version = version
+        self._take(outcome)
+        self._deliver(SchemaChanged(self._captured.catalog()))
+
+    def _take(self, outcome: install.Outcome) -> None:
+        self._captured = outcome.captured
+        self._decoder = Decoder(self._captured)
+        self.counters.breaks += len(outcome.broken)
+        for line in outcome.warnings:
+            if line not in self.counters.warnings:
+                self.counters.warnings.append(line)
+                logger.warning("%s", line)
+        for name in outcome.entered:
+            logger.info("table %r is captured from now on, its rows came in as INSERTs", name)
+        for name in outcome.broken:
+            logger.warning("table %r changed shape or capture: its subscribers are reset", name)
+
+    def _open(self) -> None:
+        """Opens the source, installs or mends capture, and finds where the log goes on."""
+        opened = self._paths.database.stat().st_ino
+        self._connection = open_source(self._paths)
+        try:
+            require_wal(self._connection, self._paths)
+            self._attach(None)
+            # Now that SQLite has opened the -wal too, these are the files we are reading.
+            self._files = FileIdentity(self._paths)
+            if self._paths.database.stat().st_ino != opened:
+                raise StartError(f"{self._paths.database} was replaced while it was being opened")
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def _reopen(self) -> None:
+        """The database or its -wal is another file now, or could not be read."""
+        self._connection.close()
+        while not self._paths.database.exists():
+            if self.counters.failing is None:
+                self._failed(StartError(f"{self._paths.database} is gone"))
+            if self._stop.wait(self._config.retry_s):
+                break
+        self._open()
+        self._wake.rewatch()
+        self._deliver(self._history())
+        self._deliver(SchemaChanged(self._captured.catalog()))
+
+    def _history(self) -> HistoryChanged:
+        return HistoryChanged(self._log_state, self._progress.anchor.nonce)
+
+    def _break_history(self, why: str) -> None:
+        logger.warning("the source is not the one that was read before (%s)", why)
+        self._attach("restored")
+        self._deliver(self._history())
+        self._deliver(SchemaChanged(self._captured.catalog()))
+
+    def _attach(self, reason: str | None) -> None:
+        """Installs capture, and continues the log's history or begins another one.
+
+        `reason`: why the history is known to be broken, if it is.
+        """
+        connection = self._connection
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            outcome = install.reconcile(connection, self._choice)
+            self._schema_version = connection.pragma("schema_version")
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+        self._take(outcome)
+        mark = SourceMark(
+            install_id=outcome.captured.install_id,
+            inode=self._paths.database.stat().st_ino,
+            boot_id=_boot_id(),
+        )
+        reason = self._log.belongs_to(mark, just_installed=outcome.fresh) or reason
+        if reason is None:
+            reason = self._mismatch()
+        if reason is not None:
+            self._start_epoch(reason)
+        self._log.adopt(mark)
+        self._log_state = self._log.state()
+        tail = self._log.tail()
+        oldest = connection.execute(f"SELECT min(lsn) FROM {OUTBOX}").get
+        self._progress = _Progress(
+            Anchor(tail.lsn, tail.nonce),
+            pruned_lsn=tail.lsn if oldest is None else oldest - 1,
+            now_s=time.monotonic(),
+        )
+        if tail.data is not None:
+            self._progress.resume(*transaction_mark(tail.data))
+        self._retain_at_s = time.monotonic()
+        self._log_dirty = True
+
+    def _mismatch(self) -> str | None:
+        """Whether the outbox continues the log: None if so, else the reason for a new epoch."""
+        tail = self._log.tail()
+        try:
+            with read_transaction(self._connection):
+                read_rows(self._connection, after=Anchor(tail.lsn, tail.nonce), width=1, limit=1)
+        except HistoryBroken as broken:
+            logger.warning("the source is not the one that was read before (%s)", broken)
+            return "restored"
+        return None
+
+    def _start_epoch(self, reason: str) -> None:
+        with read_transaction(self._connection):
+            base = self._base(reason)
+        epoch = self._log.start_epoch(
+            base_lsn=base.lsn, base_nonce=base.nonce, now_ms=_now_ms(), reason=reason
+        )
+        self.counters.epochs_started += 1
+        if reason != "new":
+            logger.warning("a new epoch begins: %s (%s)", epoch, reason)
+
+    def _base(self, reason: str) -> Anchor:
+        """Where a new epoch begins. What the outbox holds beyond it enters the log."""
+        if reason == "new":
+            # Everything since capture was installed belongs to this history.
+            oldest = self._connection.execute(f"SELECT min(lsn) FROM {OUTBOX}").get
+            return outbox_head(self._connection) if oldest is None else Anchor(oldest - 1, None)
+        tail = self._log.tail() if reason == "unclean" else None
+        if tail is not None and self._mismatch_free(tail.lsn, tail.nonce):
+            return Anchor(tail.lsn, tail.nonce)
+        return outbox_head(self._connection)
+
+    def _mismatch_free(self, lsn: int, nonce: int | None) -> bool:
+        found = self._connection.execute(f"SELECT nonce FROM {OUTBOX} WHERE lsn = ?", (lsn,)).get
+        return nonce is not None and found == nonce
+
+    # Looking after outbox and log.
+
+    def _housekeep(self, *, quiet: bool) -> None:
+        now_s = time.monotonic()
+        if now_s >= self._retain_at_s:
+            self._retain(now_s)
+        if (
+            quiet
+            and self._log_dirty
+            and now_s - self._progress.moved_s > self._config.prune_quiet_s
+        ):
+            self._log.checkpoint()
+            self._log_dirty = False
+        forced = self._progress.prune_forced(self._config, now_s)
+        if forced or (quiet and self._progress.prune_due(self._config, now_s)):
+            self._prune(forced=forced)
+
+    def _retain(self, now_s: float) -> None:
+        gone = self._log.retain(self._retention, now_ms=_now_ms())
+        if gone:
+            # One slice a turn, so that changes never wait for more than one.
+            self.counters.entries_expired += gone
+            self._log_state = self._log.state()
+            self._deliver(self._history())
+        else:
+            self._retain_at_s = now_s + self._retain_every_s
+
+    def _prune(self, *, forced: bool) -> None:
+        progress = self._progress
+        if not progress.pruning:
+            self._log.sync()
+            progress.begin_prune()
+        self._connection.set_busy_timeout(0)
+        try:
+            gone = prune(
+                self._connection, below=progress.prune_below, limit=self._config.prune_slice_rows
+            )
+        finally:
+            self._connection.set_busy_timeout(5_000)
+        self.counters.rows_pruned += gone
+        if forced:
+            self.counters.prunes_forced += 1
+        else:
+            self.counters.prunes_quiet += 1
+        if gone < self._config.prune_slice_rows:
+            progress.end_prune(now_s=time.monotonic())
+
+
+class _Progress:
+    """Where the tailer is: the anchor, the open transaction, and how much the outbox holds."""
+
+    def __init__(self, anchor: Anchor, *, pruned_lsn: int, now_s: float) -> None:
+        self.anchor = anchor
+        self.moved_s = now_s
+        self.outbox_bytes = 0
+        self.pruning = False
+        self.prune_below = 0
+        self._pruned_lsn = pruned_lsn
+        self._pruned_s = now_s
+        self._txid: int | None = None
+        self._commit_lsn = 0
+
+    def resume(self, txid: int, commit: bool) -> None:
+        """Takes up the transaction of the log's last entry, if it had not ended there."""
+        if not commit:
+            self._txid = txid
+
+    def entries(self, rows: Sequence[RawRow], head_lsn: int, decoder: Decoder) -> list[Entry]:
+        """The rows as entries with their transactions: a snapshot's rows are one transaction.
+
+        A transaction that is larger than a batch goes on in the next one, up to the head that was
+        seen when it began.
+        """
+        entries: list[Entry] = []
+        rest = rows
+        while rest:
+            if self._txid is None or self._commit_lsn == 0:
+                self._txid = self._txid or rest[0].lsn
+                self._commit_lsn = head_lsn
+            inside = self._commit_lsn - rest[0].lsn + 1
+            part, rest = rest[:inside], rest[inside:]
+            entries += decoder.entries(part, txid=self._txid, commit_lsn=self._commit_lsn)
+            if part[-1].lsn == self._commit_lsn:
+                self._txid, self._commit_lsn = None, 0
+        return entries
+
+    def moved_to(self, row: RawRow, *, now_s: float) -> None:
+        self.anchor = Anchor(row.lsn, row.nonce)
+        self.moved_s = now_s
+
+    @property
+    def _prunable(self) -> int:
+        return self.anchor.lsn - 1 - self._pruned_lsn
+
+    def prune_due(self, config: CaptureConfig, now_s: float) -> bool:
+        if now_s - self.moved_s < config.prune_quiet_s:
+            return False
+        old = now_s - self._pruned_s > config.prune_soft_age_s
+        return self.pruning or self._prunable >= (1 if old else config.prune_soft_rows)
+
+    def prune_forced(self, config: CaptureConfig, now_s: float) -> bool:
+        return self._prunable > 0 and (
+            self._prunable >= config.prune_hard_rows
+            or self.outbox_bytes >= config.prune_hard_bytes
+            or now_s - self._pruned_s > config.prune_hard_age_s
+        )
+
+    def begin_prune(self) -> None:
+        self.pruning = True
+        # The anchor itself stays: it is how a restored source is recognised.
+        self.prune_below = self.anchor.lsn
+
+    def end_prune(self, *, now_s: float) -> None:
+        self.pruning = False
+        self._pruned_lsn = self.prune_below - 1
+        self._pruned_s = now_s
+        self.outbox_bytes = 0
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _boot_id() -> str:
+    """Names the present run of the operating system; empty where it can't be told."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""

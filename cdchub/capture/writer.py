@@ -1,0 +1,105 @@
+"""Writing to the source from this process: one thread, one connection, one transaction at a time.
+
+A commit here is like any other writer's: it reaches subscribers through the triggers and the log.
+All that it adds is a kick, so that the tailer looks at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any
+
+import apsw
+
+from cdchub.capture.connection import SourcePaths, open_source
+from cdchub.change import SqliteValue
+from cdchub.errors import ConstraintViolation, Overloaded, StartError
+
+Rows = list[tuple[Any, ...]]
+
+
+class Transaction:
+    """An open write transaction. Its methods raise `ConstraintViolation` or `Overloaded`."""
+
+    def __init__(self, run: Callable[[str, Sequence[SqliteValue]], Any]) -> None:
+        self._run = run
+
+    async def execute(self, sql: str, parameters: Sequence[SqliteValue] = ()) -> Rows:
+        """Runs one statement and returns its rows, also those of RETURNING."""
+        rows: Rows = await self._run(sql, parameters)
+        return rows
+
+
+class SourceWriterThread:
+    """The writer. `write_s_max` bounds a transaction, from its BEGIN to its COMMIT."""
+
+    def __init__(self, paths: SourcePaths, *, kick: Callable[[], None], write_s_max: float) -> None:
+        self._paths = paths
+        self._kick = kick
+        self._write_s_max = write_s_max
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="cdchub-writer")
+        self._turn = asyncio.Lock()
+        self._connection: apsw.Connection | None = None
+        self._inode = 0
+
+    async def query(self, sql: str, parameters: Sequence[SqliteValue] = ()) -> Rows:
+        """Runs one reading statement in a snapshot of its own."""
+        async with self._turn:
+            return await self._in_thread(sql, parameters)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        """BEGIN IMMEDIATE … COMMIT; an exception in the block rolls back.
+
+        Raises `Overloaded` where the write lock was not to be had or the time ran out.
+        """
+        async with self._turn:
+            try:
+                async with asyncio.timeout(self._write_s_max):
+                    await self._in_thread("BEGIN IMMEDIATE", ())
+                    try:
+                        yield Transaction(self._in_thread)
+                        await self._in_thread("COMMIT", ())
+                    except BaseException:
+                        await asyncio.shield(self._in_thread("ROLLBACK", ()))
+                        raise
+            except TimeoutError as error:
+                raise Overloaded("the database was busy for too long; try again") from error
+        self._kick()
+
+    async def close(self) -> None:
+        async with self._turn:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
+        self._thread.shutdown()
+
+    async def _in_thread(self, sql: str, parameters: Sequence[SqliteValue]) -> Rows:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._execute, sql, parameters)
+
+    def _execute(self, sql: str, parameters: Sequence[SqliteValue]) -> Rows:
+        try:
+            inode = self._paths.database.stat().st_ino
+            if self._connection is None or inode != self._inode:
+                # A restored file is another file: writes into the old one would be lost.
+                self._close()
+                self._connection = open_source(self._paths)
+                self._inode = inode
+            if sql == "ROLLBACK" and not self._connection.in_transaction:
+                return []
+            return self._connection.execute(sql, parameters).fetchall()
+        except apsw.ConstraintError as error:
+            raise ConstraintViolation(str(error)) from error
+        except (apsw.BusyError, apsw.LockedError) as error:
+            raise Overloaded(
+                "another process holds the database's write lock; try again"
+            ) from error
+        except (apsw.FullError, apsw.IOError, apsw.ReadOnlyError, OSError, StartError) as error:
+            raise Overloaded(f"the database can't be written now: {error}") from error
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None

@@ -1,0 +1,158 @@
+"""What is captured, as subscribers see it: tables, their keys, columns and room columns.
+
+A catalog is immutable; capture replaces it whole when the schema changes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from cdchub.change import SqliteValue
+from cdchub.errors import MissingTable, NoRoomColumn, UnknownTable
+
+
+class Affinity(Enum):
+    """How a column converts what is compared with it (sqlite.org/datatype3.html §3)."""
+
+    TEXT = "TEXT"
+    NUMERIC = "NUMERIC"
+    BLOB = "BLOB"
+
+
+def affinity_of(declared_type: str, *, strict: bool = False) -> Affinity:
+    """The affinity of a declared type: INTEGER, REAL and NUMERIC compare alike, so they are one.
+
+    The rules are applied in the order of sqlite.org/datatype3.html §3.1.
+    """
+    name = declared_type.upper()
+    if "INT" in name:
+        return Affinity.NUMERIC
+    if "CHAR" in name or "CLOB" in name or "TEXT" in name:
+        return Affinity.TEXT
+    # ANY converts nothing in a STRICT table (sqlite.org/stricttables.html); elsewhere it is NUMERIC.
+    if "BLOB" in name or not name or (strict and name == "ANY"):
+        return Affinity.BLOB
+    return Affinity.NUMERIC
+
+
+_INTEGER = re.compile(r"\s*[+-]?\d+\s*")
+_NUMBER = re.compile(r"\s*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*")
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnInfo:
+    name: str
+    type: str
+    affinity: Affinity
+
+    def literal(self, text: str) -> SqliteValue:
+        """`text` as this column would compare it: numbers by value, text by bytes."""
+        if self.affinity is Affinity.NUMERIC:
+            if _INTEGER.fullmatch(text):
+                return int(text)
+            if _NUMBER.fullmatch(text):
+                return float(text)
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class TableInfo:
+    """`key` names the columns of a change's key; it is `("rowid",)` where none is declared."""
+
+    name: str
+    key: tuple[str, ...]
+    columns: tuple[ColumnInfo, ...]
+    room: str | None
+
+    @property
+    def has_declared_key(self) -> bool:
+        names = {column.name for column in self.columns}
+        return all(name in names for name in self.key)
+
+    def room_literal(self, text: str) -> SqliteValue:
+        column = next(column for column in self.columns if column.name == self.room)
+        return column.literal(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What one subscription is about: which tables, and in which room.
+
+    `tables` is None for `*`, which also means tables that don't exist yet. `room` binds only tables
+    that have a room column; the others are sent whole (INTERFACE §3).
+    """
+
+    tables: tuple[str, ...] | None
+    room: str | None = None
+
+
+class SnapshotFormat(Enum):
+    """What a snapshot's rows are written as."""
+
+    CHANGES = "changes"  # SNAPSHOT changes, one JSON object a line
+    ROWS = "rows"  # rows, one JSON object a line
+    CSV = "csv"  # a header row and records as RFC 4180 has them
+
+
+class Catalog:
+    """The captured tables by name. SQLite folds ASCII case in names, and so does `find`."""
+
+    def __init__(self, tables: Sequence[TableInfo] = ()) -> None:
+        self.tables = tuple(sorted(tables, key=lambda table: table.name))
+        self._by_name = {_fold(table.name): table for table in self.tables}
+
+    def find(self, name: str) -> TableInfo:
+        """The table called `name`. Raises `UnknownTable` (404)."""
+        table = self._by_name.get(_fold(name))
+        if table is None:
+            raise UnknownTable(name, [known.name for known in self.tables])
+        return table
+
+    def names(self, values: Sequence[str]) -> list[str]:
+        """The names in `?table=a,b&table=c`. A table whose own name has a comma is found too."""
+        return [
+            name
+            for value in values
+            for name in ([value] if _fold(value) in self._by_name else value.split(","))
+        ]
+
+    def select(self, names: Sequence[str], room: str | None) -> Selection:
+        """The selection that `?table=…&room=…` asks for.
+
+        Raises `MissingTable`, `UnknownTable` or `NoRoomColumn`.
+        """
+        wanted = [name for name in names if name]
+        if not wanted:
+            raise MissingTable
+        tables = None if "*" in wanted else tuple(sorted({self.find(name).name for name in wanted}))
+        selection = Selection(tables, room)
+        if room is not None and all(table.room is None for table in self.chosen(selection)):
+            raise NoRoomColumn(wanted)
+        return selection
+
+    def chosen(self, selection: Selection) -> list[TableInfo]:
+        """The captured tables that `selection` covers now."""
+        if selection.tables is None:
+            return list(self.tables)
+        return [self._by_name[_fold(n)] for n in selection.tables if _fold(n) in self._by_name]
+
+    def rooms(self, selection: Selection) -> dict[str, SqliteValue]:
+        """By table, the value that its room column must have; tables sent whole are not in it."""
+        if selection.room is None:
+            return {}
+        return {
+            table.name: table.room_literal(selection.room)
+            for table in self.chosen(selection)
+            if table.room is not None
+        }
+
+
+def _fold(name: str) -> str:
+    # str.lower would fold more than SQLite does: only A-Z are equal to a-z in a name.
+    return name.translate(_ASCII_LOWER)
+
+
+_ASCII_LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}

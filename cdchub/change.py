@@ -1,0 +1,183 @@
+"""One committed row change: its JSON on the wire, and the log entry that carries it.
+
+Values are exact (INTERFACE §2). JSON can't tell every SQLite value apart, so the ones it would
+damage travel in an object with one key: `$int` beyond ±(2^53-1) (RFC 8259 §6), `$real` for the
+infinities, `$blob`, and `$text` for TEXT that is not valid UTF-8. Reals always show that they are
+reals (`1.0`), because 1 and 1.0 are different values, and different keys, in SQLite.
+"""
+
+from __future__ import annotations
+
+import math
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from enum import Enum
+
+import msgspec
+
+INT_EXACT_MAX = 2**53 - 1
+
+
+class ChangeType(Enum):
+    """What a log entry says. The number is its form in the log, the name its form on the wire."""
+
+    INSERT = 1
+    UPDATE = 2
+    DELETE = 3
+    SNAPSHOT = 4
+    # No change of a row: capture of this table was interrupted, its history has a hole here.
+    BREAK = 5
+
+
+class InvalidText(bytes):
+    """The bytes of a TEXT value that are not UTF-8, so that no str can hold them."""
+
+
+# What SQLite can store, as Python sees it.
+SqliteValue = None | int | float | str | bytes
+WireValue = None | int | float | str | dict[str, str]
+
+
+class Entry(msgspec.Struct):
+    """One line of the log: what is needed to route a change, and the change as JSON bytes.
+
+    `room_old` and `room_new` are the room column's values before and after. `nonce` is the random
+    number that the writer's own transaction gave the outbox row; it tells two histories apart.
+    """
+
+    lsn: int
+    nonce: int
+    type: ChangeType
+    table: str
+    room_old: SqliteValue
+    room_new: SqliteValue
+    timestamp_ms: int
+    data: bytes
+
+
+class _WireChange(msgspec.Struct):
+    """The change as INTERFACE §2 shows it, in that order of fields."""
+
+    lsn: int
+    type: str
+    table: str
+    key: Mapping[str, WireValue] | msgspec.Raw
+    oldValue: Mapping[str, WireValue] | msgspec.Raw | None
+    newValue: Mapping[str, WireValue] | msgspec.Raw | None
+    timestamp: int
+    txid: int
+    commit: bool
+
+
+class _RawChange(msgspec.Struct):
+    """A change whose values are left as JSON text: for rewriting only what is around them."""
+
+    lsn: int
+    type: str
+    table: str
+    key: msgspec.Raw
+    oldValue: msgspec.Raw
+    newValue: msgspec.Raw
+    timestamp: int
+    txid: int
+    commit: bool
+
+
+class _TransactionMark(msgspec.Struct):
+    txid: int
+    commit: bool
+
+
+_encoder = msgspec.json.Encoder()
+_raw_decoder = msgspec.json.Decoder(_RawChange)
+_mark_decoder = msgspec.json.Decoder(_TransactionMark)
+_NULL = msgspec.Raw(b"null")
+
+
+def wire_value(value: SqliteValue) -> WireValue:
+    """A SQLite value as JSON can carry it exactly."""
+    if isinstance(value, int):
+        return value if -INT_EXACT_MAX <= value <= INT_EXACT_MAX else {"$int": str(value)}
+    if isinstance(value, float):
+        if math.isinf(value):
+            return {"$real": "Infinity" if value > 0 else "-Infinity"}
+        return value
+    if isinstance(value, InvalidText):
+        return {"$text": b64encode(value).decode("ascii")}
+    if isinstance(value, bytes):
+        return {"$blob": b64encode(value).decode("ascii")}
+    return value
+
+
+def wire_row(names: Sequence[str], values: Sequence[SqliteValue]) -> dict[str, WireValue]:
+    """A row as a JSON object, its columns in the order of `names`."""
+    row: dict[str, WireValue] = {}
+    for name, value in zip(names, values, strict=True):
+        # Strings and NULL, most of what tables hold, need no look inside.
+        row[name] = value if value is None or type(value) is str else wire_value(value)
+    return row
+
+
+def wire_key(names: Sequence[str], values: Sequence[SqliteValue]) -> dict[str, WireValue]:
+    """The key of a row. -0.0 is written 0.0: SQLite takes both for the same key."""
+    return wire_row(
+        names, [0.0 if value == 0 and type(value) is float else value for value in values]
+    )
+
+
+def encode_row(row: Mapping[str, WireValue]) -> bytes:
+    return _encoder.encode(row)
+
+
+def encode_change(
+    *,
+    lsn: int,
+    type: ChangeType,
+    table: str,
+    key: Mapping[str, WireValue],
+    old: Mapping[str, WireValue] | None,
+    new: Mapping[str, WireValue] | None,
+    timestamp_ms: int,
+    txid: int,
+    commit: bool,
+) -> bytes:
+    """The change as one line of JSON."""
+    return _encoder.encode(
+        _WireChange(lsn, type.name, table, key, old, new, timestamp_ms, txid, commit)
+    )
+
+
+def moved_in(data: bytes) -> bytes:
+    """An UPDATE as the INSERT that it is for a view which the row has just entered."""
+    change = _raw_decoder.decode(data)
+    change.type = ChangeType.INSERT.name
+    change.oldValue = _NULL
+    return _encoder.encode(change)
+
+
+def moved_out(data: bytes) -> bytes:
+    """An UPDATE as the DELETE that it is for a view which the row has just left."""
+    change = _raw_decoder.decode(data)
+    change.type = ChangeType.DELETE.name
+    change.newValue = _NULL
+    return _encoder.encode(change)
+
+
+def transaction_mark(data: bytes) -> tuple[int, bool]:
+    """`(txid, commit)` of a change or a break, for continuing a transaction after a crash."""
+    mark = _mark_decoder.decode(data)
+    return mark.txid, mark.commit
+
+
+def encode_break(*, lsn: int, table: str, timestamp_ms: int, txid: int, commit: bool) -> bytes:
+    """The log's own note that the history of `table` has a hole at `lsn`."""
+    return _encoder.encode(
+        {
+            "lsn": lsn,
+            "type": ChangeType.BREAK.name,
+            "table": table,
+            "timestamp": timestamp_ms,
+            "txid": txid,
+            "commit": commit,
+        }
+    )

@@ -1,0 +1,235 @@
+"""Following a database file without a hub's help: the log, then the outbox above it. It only reads.
+
+A hub may serve the file meanwhile, or not. While it does, rows move from the outbox into the log and
+are pruned: if the outbox does not continue what was printed without a hole, the log has the rest.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import apsw
+
+from cdchub.capture import install
+from cdchub.capture.connection import (
+    FileIdentity,
+    SourcePaths,
+    open_source,
+    read_transaction,
+    require_wal,
+    translated,
+)
+from cdchub.capture.outbox import Anchor, Decoder, HistoryBroken, outbox_head, read_rows
+from cdchub.capture.snapshot import SnapshotStale, take_snapshot
+from cdchub.capture.triggers import OUTBOX
+from cdchub.capture.wake import Hint, Wake
+from cdchub.catalog import Selection, SnapshotFormat
+from cdchub.change import ChangeType, Entry
+from cdchub.errors import NotCaptured, StartError
+from cdchub.fanout import Gone, Matcher, View, resolve
+from cdchub.log import LogReader
+from cdchub.log.protocol import Cursor, Expired, LogState
+from cdchub.position import Beginning, Now, Since
+
+_PAGE_ROWS = 1_000
+_PAGE_BYTES = 4 * 2**20
+_POLL_S = 0.1
+_LOOK_S = 1.0
+_SNAPSHOT_S = 3_600.0
+# The commit may become visible a moment after the -wal was written.
+_RECHECKS, _RECHECK_S = 10, 0.000_5
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something about the stream that is no change: for standard error."""
+
+    text: str
+
+
+class Follower:
+    """Reads one source for one selection. `items` yields the data of changes, and notes."""
+
+    def __init__(self, paths: SourcePaths, tables: list[str], room: str | None) -> None:
+        """Raises `StartError`, or `RequestError` for an unknown table or room."""
+        self._paths = paths
+        self._tables = tables
+        self._room = room
+        self._reader = LogReader(paths.log) if paths.log.exists() else None
+        self._open()
+
+    def close(self) -> None:
+        self._connection.close()
+        if self._reader is not None:
+            self._reader.close()
+
+    def items(self, since: Since, *, snapshot: bool, follow: bool) -> Iterator[bytes | Note]:
+        """Changes as JSON, in order; ends at the present unless it is to follow."""
+        self._start(since)
+        if snapshot:
+            yield from self._snapshot()
+        wake = Wake(self._paths, poll_s=_POLL_S) if follow else None
+        try:
+            while True:
+                yield from self._read_all()
+                if wake is None:
+                    return
+                if wake.wait(_LOOK_S) is not Hint.WRITTEN and self._files.changed():
+                    self._connection.close()
+                    self._open()
+                    wake.rewatch()
+        finally:
+            if wake is not None:
+                wake.close()
+
+    def _open(self) -> None:
+        self._connection = open_source(self._paths, read_only=True)
+        with translated(self._paths):
+            require_wal(self._connection, self._paths)
+            if not install.is_installed(self._connection):
+                self._connection.close()
+                raise NotCaptured(str(self._paths.database))
+            self._load()
+        self._files = FileIdentity(self._paths)
+
+    def _load(self) -> None:
+        captured = install.load(self._connection)
+        catalog = captured.catalog()
+        self._selection: Selection = catalog.select(
+            catalog.names(self._tables or ["*"]), self._room
+        )
+        self._matcher = Matcher(self._selection, catalog)
+        self._decoder = Decoder(captured)
+        self._schema_version = self._connection.pragma("schema_version")
+
+    def _start(self, since: Since) -> None:
+        """Finds the cursor. Raises `StartError` for a position that can't be served."""
+        head = outbox_head(self._connection)
+        state = self._log_state()
+        if state is None:
+            # No hub has run yet: the outbox is all there is.
+            oldest = self._connection.execute(f"SELECT min(lsn) FROM {OUTBOX}").get
+            first = head.lsn if oldest is None else oldest - 1
+            lsn = {Now: head.lsn, Beginning: first}.get(type(since), getattr(since, "lsn", first))
+            if not first <= lsn <= head.lsn:
+                raise StartError(f"position {lsn} is not in the outbox ({first} to {head.lsn})")
+            self._cursor, self._nonce = Cursor(0, lsn), None
+            return
+        source_head = max(head.lsn, state.present.head_lsn)
+        view = View(state, source_head, source_head, source_head)
+        found = resolve(since, view)
+        if isinstance(found, Gone):
+            raise StartError(f"this position can't be served ({found.reason}): use --snapshot")
+        self._cursor, self._nonce = found, None
+
+    def _log_state(self) -> LogState | None:
+        if self._reader is None and self._paths.log.exists():
+            self._reader = LogReader(self._paths.log)
+        state = None if self._reader is None else self._reader.state()
+        return state if state is not None and state.epochs else None
+
+    def _snapshot(self) -> Iterator[bytes | Note]:
+        anchor = Anchor(self._cursor.lsn, None)
+        folder = Path(tempfile.gettempdir())
+        try:
+            spool = take_snapshot(
+                self._paths,
+                self._selection,
+                format=SnapshotFormat.CHANGES,
+                anchor=anchor,
+                timeout_s=_SNAPSHOT_S,
+                folder=folder,
+            )
+        except SnapshotStale as error:
+            raise NotCaptured(str(self._paths.database)) from error
+        try:
+            spool.file.seek(0)
+            for line in spool.file:
+                yield line.rstrip(b"\n")
+        finally:
+            spool.close()
+        self._cursor, self._nonce = Cursor(self._cursor.epoch, spool.lsn), None
+
+    def _read_all(self) -> Iterator[bytes | Note]:
+        """Everything from the cursor to the present."""
+        empty = 0
+        while empty <= _RECHECKS:
+            before = self._cursor
+            yield from self._read_log()
+            yield from self._read_outbox()
+            if self._cursor == before:
+                empty += 1
+                time.sleep(_RECHECK_S)
+            else:
+                empty = 0
+
+    def _read_log(self) -> Iterator[bytes | Note]:
+        state = self._log_state()
+        if state is None or self._reader is None:
+            return
+        if self._cursor.epoch == 0:
+            # The hub's first start: its first epoch begins with the outbox that we are reading.
+            self._cursor = Cursor(state.epochs[0].number, self._cursor.lsn)
+        while True:
+            info = state.by_number(self._cursor.epoch)
+            head = 0 if info is None else info.head_lsn
+            if self._cursor.lsn >= head:
+                if self._cursor.epoch == state.present.number:
+                    return
+                yield Note("reset: the source was restored or replaced (epoch)")
+                self._cursor = Cursor(state.present.number, state.present.floor_lsn)
+                self._nonce = None
+                continue
+            try:
+                page = self._reader.read(
+                    self._cursor,
+                    upto=head,
+                    narrowing=self._matcher.narrowing(),
+                    rows_max=_PAGE_ROWS,
+                    bytes_max=_PAGE_BYTES,
+                )
+            except Expired:
+                yield Note("reset: the log no longer holds this position (expired)")
+                self._cursor = Cursor(state.present.number, state.present.floor_lsn)
+                continue
+            yield from self._print(page.entries)
+            self._cursor = Cursor(self._cursor.epoch, page.scanned_to)
+            self._nonce = None
+
+    def _read_outbox(self) -> Iterator[bytes | Note]:
+        with translated(self._paths):
+            try:
+                with read_transaction(self._connection):
+                    if self._connection.pragma("schema_version") != self._schema_version:
+                        self._load()
+                    rows = read_rows(
+                        self._connection,
+                        after=Anchor(self._cursor.lsn, self._nonce),
+                        width=self._decoder.width,
+                        limit=_PAGE_ROWS,
+                    )
+                    head_lsn = outbox_head(self._connection).lsn
+            except HistoryBroken:
+                # A hub has taken these rows into the log, or the source was replaced: look there.
+                self._nonce = None
+                return
+            except apsw.SQLError as error:
+                raise NotCaptured(str(self._paths.database)) from error
+        if not rows:
+            return
+        entries = list(self._decoder.entries(rows, txid=rows[0].lsn, commit_lsn=head_lsn))
+        yield from self._print(entries)
+        self._cursor = Cursor(self._cursor.epoch, rows[-1].lsn)
+        self._nonce = rows[-1].nonce
+
+    def _print(self, entries: Sequence[Entry]) -> Iterator[bytes | Note]:
+        for entry in entries:
+            if entry.type is ChangeType.BREAK:
+                if self._matcher.covers(entry.table):
+                    yield Note(f"reset: table {entry.table} changed (schema)")
+            elif (data := self._matcher.data(entry)) is not None:
+                yield data

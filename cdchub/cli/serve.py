@@ -1,0 +1,135 @@
+"""`cdchub serve` and `cdchub demo`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import socket
+import sys
+import time
+import uuid
+from dataclasses import replace
+from pathlib import Path
+
+import uvloop
+
+from cdchub import views
+from cdchub.capture.connection import open_source, source_paths, write_transaction
+from cdchub.capture.install import Choice, TableChoice
+from cdchub.config import Config, HttpConfig, LogConfig, StreamConfig
+from cdchub.errors import UsageError
+from cdchub.http import is_loopback
+from cdchub.hub import Hub
+from cdchub.server import bind, serve, url_of
+from cdchub.version import __version__
+
+logger = logging.getLogger("cdchub")
+
+DEMO_DATABASE = "cdchub-demo.db"
+_TABLES_NAMED_MAX = 8
+
+
+def run(options: argparse.Namespace) -> int:
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    if options.command == "demo":
+        config = Config(http=HttpConfig(port=options.port)).checked()
+        listener = bind(config.http)
+        create_demo(Path(DEMO_DATABASE))
+        hub = Hub(DEMO_DATABASE, config=config)
+    else:
+        config = serve_config(options)
+        listener = bind(config.http)
+        hub = Hub(options.database, choice=choice_from(options), config=config)
+    with listener:
+        uvloop.run(_serve(hub, listener, demo=options.command == "demo"))
+    return 0
+
+
+async def _serve(hub: Hub, listener: socket.socket, *, demo: bool) -> None:
+    async with hub:
+        url = url_of(listener)
+        logger.info("%s", start_line(hub, url))
+        if demo:
+            logger.info("open %s/todos in two windows; then, in another shell:", url)
+            logger.info("sqlite3 %s \"UPDATE todos SET title = title || '!'\"", DEMO_DATABASE)
+        await serve(hub, listener)
+
+
+def start_line(hub: Hub, url: str) -> str:
+    """What is captured and where to point a browser, in one line."""
+    names = [table.name for table in hub.core.catalog.tables]
+    shown = ", ".join(names[:_TABLES_NAMED_MAX]) + (", …" if len(names) > _TABLES_NAMED_MAX else "")
+    example = names[0] if len(names) == 1 else "*"
+    count = f"{len(names)} table" + ("" if len(names) == 1 else "s")
+    return (
+        f"cdchub {__version__} streams {count} of {hub.paths.database} ({shown or 'none yet'}) "
+        f"from {url}/cdc/stream?table={example}, pages at {url}/"
+    )
+
+
+def serve_config(options: argparse.Namespace) -> Config:
+    """The configuration that the options describe. Raises `UsageError`."""
+    if not is_loopback(options.host) and not options.anonymous:
+        raise UsageError(
+            f"--host {options.host} can be reached by others, and this hub has no credentials: "
+            "add --anonymous to serve anybody"
+        )
+    stream, log = StreamConfig(), LogConfig()
+    if options.heartbeat is not None:
+        stream = replace(stream, heartbeat_s=options.heartbeat)
+    if options.drain is not None:
+        stream = replace(stream, drain_s=options.drain)
+    if options.retain_age is not None:
+        log = replace(log, retain_age_s=options.retain_age)
+    if options.retain_changes is not None:
+        log = replace(log, retain_changes=options.retain_changes)
+    if options.retain_bytes is not None:
+        log = replace(log, retain_bytes=options.retain_bytes)
+    http = HttpConfig(
+        host=options.host,
+        port=options.port,
+        cors_origins=tuple(options.cors_origin),
+        allowed_hosts=tuple(options.allow_host),
+        anonymous=options.anonymous,
+    )
+    return Config(stream=stream, log=log, http=http).checked()
+
+
+def choice_from(options: argparse.Namespace) -> Choice | None:
+    """What `--table` and `--exclude` choose; None where neither was given. Raises `UsageError`."""
+    if not options.table and not options.exclude:
+        return None
+    tables = None
+    if options.table and "*" not in options.table:
+        tables = tuple(_table_choice(text) for text in options.table)
+    return Choice(tables, tuple(options.exclude))
+
+
+def _table_choice(text: str) -> TableChoice:
+    name, mark, room = text.rpartition(":room=")
+    if not mark:
+        return TableChoice(text)
+    if not name or not room:
+        raise UsageError(f"--table {text}: use T:room=COL")
+    return TableChoice(name, room)
+
+
+def create_demo(path: Path) -> None:
+    """Creates the demo's database if it isn't there, with a few todos to play with."""
+    new = not path.exists()
+    path.touch()
+    connection = open_source(source_paths(path))
+    try:
+        connection.pragma("journal_mode", "wal")
+        with write_transaction(connection):
+            connection.execute(views.SCHEMA)
+            now_ms = time.time_ns() // 1_000_000
+            for position, title in enumerate(views.FIRST_TODOS if new else ()):
+                connection.execute(
+                    "INSERT INTO todos VALUES (?, ?, 0, ?, ?, ?)",
+                    (str(uuid.uuid4()), title, position, now_ms, now_ms),
+                )
+    finally:
+        connection.close()

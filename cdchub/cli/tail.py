@@ -1,0 +1,80 @@
+"""`cdchub tail`: changes on standard output, from a file or from a hub's URL."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+
+from cdchub.capture.connection import source_paths
+from cdchub.cli.follow import Follower, Note
+from cdchub.cli.options import is_url
+from cdchub.cli.pretty import pretty
+from cdchub.client import Client
+from cdchub.errors import BadPosition, RequestError, StartError, UsageError
+from cdchub.position import Now, parse_since
+
+
+def run(options: argparse.Namespace) -> int:
+    printer = Printer(options.format)
+    if options.since is not None:
+        try:
+            parse_since(options.since)
+        except BadPosition as error:
+            raise UsageError(f"--since: {error}") from error
+    if is_url(options.source):
+        asyncio.run(_tail_url(options, printer))
+    else:
+        _tail_file(options, printer)
+    return 0
+
+
+class Printer:
+    """Changes to standard output, one a line, each flushed; everything else to standard error."""
+
+    def __init__(self, format: str | None) -> None:
+        self._terminal = sys.stdout.isatty()
+        self._pretty = format == "pretty" or (format is None and self._terminal)
+
+    def change(self, data: bytes) -> None:
+        if self._pretty:
+            print(pretty(data, colour=self._terminal), flush=True)
+        else:
+            sys.stdout.buffer.write(data + b"\n")
+            sys.stdout.buffer.flush()
+
+    def note(self, text: str) -> None:
+        print(f"cdchub: {text}", file=sys.stderr, flush=True)
+
+
+def _tail_file(options: argparse.Namespace, printer: Printer) -> None:
+    paths = source_paths(options.source)
+    try:
+        follower = Follower(paths, options.table, options.room)
+    except RequestError as error:
+        raise StartError(error.detail) from error
+    since = Now() if options.since is None else parse_since(options.since)
+    try:
+        for item in follower.items(since, snapshot=options.snapshot, follow=not options.no_follow):
+            if isinstance(item, Note):
+                printer.note(item.text)
+            else:
+                printer.change(item)
+    finally:
+        follower.close()
+
+
+async def _tail_url(options: argparse.Namespace, printer: Printer) -> None:
+    async with Client(options.source, token=options.token) as client:
+        events = client.events(
+            options.table,
+            room=options.room,
+            since=options.since,
+            snapshot=options.snapshot,
+            follow=not options.no_follow,
+        )
+        async for event in events:
+            if event.name == "message":
+                printer.change(event.data.encode())
+            elif event.name in ("reset", "error", "refused"):
+                printer.note(f"{event.name}: {event.data}")

@@ -1,0 +1,121 @@
+"""Every bound and interval of the hub, with its reason. Frozen, and checked in one go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+from cdchub.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureConfig:
+    # Rows per read of the outbox: large enough that the fixed cost of a read (some 20 µs) vanishes,
+    # small enough that the log's commit and the hand-over stay in the milliseconds.
+    batch_rows: int = 1_000
+    # The commit may become visible after the wake: look again this often, this far apart. 13 of 413
+    # wakes saw nothing at the first look, none after 2 ms.
+    rechecks: int = 10
+    recheck_s: float = 0.000_2
+    # Without a hint: a look at least this often. With inotify only as a safety net.
+    safety_look_s: float = 1.0
+    poll_s: float = 0.05
+    # A prune is a commit of ours in the source and can fail a user's deferred transaction. So it
+    # waits for a pause, until a hard bound.
+    prune_soft_rows: int = 10_000
+    prune_soft_age_s: float = 300.0
+    prune_quiet_s: float = 0.5
+    prune_hard_rows: int = 250_000
+    prune_hard_bytes: int = 256 * 2**20
+    prune_hard_age_s: float = 1_800.0
+    prune_slice_rows: int = 5_000
+    # Batches on their way to the loop; then the tailer waits. The outbox is the buffer.
+    handover_batches: int = 8
+    retry_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class LogConfig:
+    retain_age_s: float = 7 * 86_400.0
+    retain_changes: int = 10_000_000
+    retain_bytes: int = 4 * 2**30
+    retain_every_s: float = 10.0
+    # The recent tail in memory: what a reader that lags a little is served from.
+    ring_bytes_max: int = 16 * 2**20
+    reader_threads: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class StreamConfig:
+    heartbeat_s: float = 15.0
+    # EventSource's waiting time before it reconnects: 5 s ± 50 %, so that a crowd spreads out.
+    retry_ms: int = 5_000
+    retry_spread: float = 0.5
+    # Beyond this a live subscriber is lagging: it gets nothing new until its transport has drained.
+    buffer_bytes_max: int = 256 * 2**10
+    # A transport that takes nothing for so long is given up; its client knows its position.
+    stall_s: float = 60.0
+    page_rows: int = 500
+    page_bytes: int = 256 * 2**10
+    # A position that this node has not reached yet waits so long before it counts as ahead.
+    ahead_wait_s: float = 10.0
+    subscribers_max: int = 10_000
+    # Open streams end spread over this window at shutdown.
+    drain_s: float = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotConfig:
+    # Reading a table at disk speed for longer than this holds the source's WAL back for too long.
+    timeout_s: float = 120.0
+    # A spool that is so young serves further requests for the same rows; the log fills the rest.
+    share_s: float = 2.0
+    chunk_bytes: int = 64 * 2**10
+    concurrent: int = 2
+    # How often a snapshot is tried again when the source was being replaced under it.
+    attempts: int = 20
+
+
+@dataclass(frozen=True, slots=True)
+class HttpConfig:
+    host: str = "127.0.0.1"
+    port: int = 8787
+    cors_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    anonymous: bool = False
+    limit_default: int = 1_000
+    limit_max: int = 10_000
+    wait_s_max: float = 60.0
+    long_polls_max: int = 1_000
+    body_bytes_max: int = 256 * 2**10
+    body_s_max: float = 10.0
+    write_s_max: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    capture: CaptureConfig = field(default_factory=CaptureConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    snapshot: SnapshotConfig = field(default_factory=SnapshotConfig)
+    http: HttpConfig = field(default_factory=HttpConfig)
+
+    def checked(self) -> Config:
+        """This configuration. Raises `UsageError` that names the first value out of range."""
+        for part in (self.capture, self.log, self.stream, self.snapshot, self.http):
+            for each in fields(part):
+                value = getattr(part, each.name)
+                if isinstance(value, bool) or not isinstance(value, int | float):
+                    continue
+                minimum = 0 if each.name in _MAY_BE_ZERO else 0.000_001
+                if value < minimum:
+                    raise UsageError(
+                        f"{each.name} must be {'0 or ' if minimum == 0 else ''}more than 0"
+                    )
+        if self.http.port > 65_535:
+            raise UsageError(f"port {self.http.port} does not exist: 0 to 65535")
+        if self.stream.retry_spread >= 1:
+            raise UsageError("retry_spread must be below 1")
+        return self
+
+
+_MAY_BE_ZERO = {"port", "rechecks", "drain_s", "share_s", "retry_spread"}

@@ -1,0 +1,15 @@
+"""HTTP: the JSON endpoints, problem documents, and the guard at the door."""
+
+from cdchub.http.endpoints import Endpoints
+from cdchub.http.guard import Guard, is_loopback
+from cdchub.http.problem import Faults, from_http_exception, problem, wants_html
+
+__all__ = [
+    "Endpoints",
+    "Faults",
+    "Guard",
+    "from_http_exception",
+    "is_loopback",
+    "problem",
+    "wants_html",
+]

@@ -1,0 +1,286 @@
+"""The JSON endpoints under `/cdc`: changes, snapshot, tables and status; and the health checks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from typing import Protocol
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from cdchub.catalog import Selection, SnapshotFormat
+from cdchub.change import ChangeType, Entry
+from cdchub.config import HttpConfig
+from cdchub.errors import (
+    NotImplementedYet,
+    Overloaded,
+    PositionGone,
+    ValidationFailed,
+)
+from cdchub.fanout import Core, Gone, Matcher, SnapshotStream, resolve
+from cdchub.log.protocol import Cursor
+from cdchub.position import Beginning, Position, parse_since
+
+NDJSON = "application/x-ndjson"
+CSV = "text/csv"
+_NO_STORE = {"Cache-Control": "no-store"}
+_PAGE_BYTES_MAX = 4 * 2**20
+_NOT_YET = ("filter", "columns", "conflate", "source")
+
+_encoder = msgspec.json.Encoder()
+
+
+class SnapshotSource(Protocol):
+    def open(
+        self, selection: Selection, format: SnapshotFormat
+    ) -> AbstractAsyncContextManager[SnapshotStream]: ...
+
+
+class Endpoints:
+    def __init__(
+        self,
+        core: Core,
+        config: HttpConfig,
+        *,
+        snapshots: SnapshotSource,
+        status: Callable[[], Mapping[str, object]],
+        failing: Callable[[], str | None],
+    ) -> None:
+        self._core = core
+        self._config = config
+        self._snapshots = snapshots
+        self._status = status
+        self._failing = failing
+        self._long_polls = 0
+
+    # GET /cdc/changes
+
+    async def changes(self, request: Request) -> Response:
+        selection = self._selection(request)
+        limit = _number(request, "limit", self._config.limit_default, minimum=1)
+        limit = int(min(limit, self._config.limit_max))
+        wait_s = min(_number(request, "wait", 0, minimum=0), self._config.wait_s_max)
+        query = request.query_params
+        text = query.get("since", query.get("startLSN"))
+        since = Beginning() if text is None else parse_since(text)
+        # Taken before anything is awaited: a change that comes meanwhile ends the wait at once.
+        head = self._core.head
+        start = resolve(since, self._core.view)
+        deadline_s = asyncio.get_running_loop().time() + wait_s
+        while True:
+            if isinstance(start, Gone):
+                raise self._gone(start.reason, selection)
+            found, scanned = await self._collect(start, selection, limit)
+            left_s = deadline_s - asyncio.get_running_loop().time()
+            if found or left_s <= 0 or self._core.draining:
+                return self._page(request, scanned, found)
+            start = scanned
+            await self._long_poll(head, left_s)
+            head = self._core.head
+
+    async def _collect(
+        self, start: Cursor, selection: Selection, limit: int
+    ) -> tuple[list[bytes], Cursor]:
+        """Up to `limit` matching changes after `start`, and how far that scanned."""
+        matcher = Matcher(selection, self._core.catalog)
+        found: list[bytes] = []
+        size, cursor = 0, start
+        while len(found) < limit and size < _PAGE_BYTES_MAX:
+            page = await self._core.page(
+                cursor, matcher.narrowing(), rows_max=limit - len(found), bytes_max=_PAGE_BYTES_MAX
+            )
+            if isinstance(page, Gone):
+                if found or cursor != start:
+                    break
+                raise self._gone(page.reason, selection)
+            data, met_break = _matching(page.entries, matcher)
+            found += data
+            size += sum(map(len, data))
+            if met_break is not None:
+                if not found and cursor == start and not self._before(page.entries, met_break):
+                    at = Cursor(cursor.epoch, met_break.lsn)
+                    raise self._gone("schema", selection, (met_break.table,), at)
+                return found, Cursor(cursor.epoch, met_break.lsn - 1)
+            if page.scanned_to == cursor.lsn:
+                break
+            cursor = Cursor(cursor.epoch, page.scanned_to)
+        return found, cursor
+
+    @staticmethod
+    def _before(entries: Sequence[Entry], met_break: Entry) -> bool:
+        """Whether a page got anywhere before it met a break."""
+        return entries[0].lsn < met_break.lsn
+
+    async def _long_poll(self, head: Position, timeout_s: float) -> None:
+        if self._long_polls >= self._config.long_polls_max:
+            raise Overloaded("too many requests are waiting already")
+        self._long_polls += 1
+        try:
+            await self._core.wait_beyond(head, timeout_s)
+        finally:
+            self._long_polls -= 1
+
+    def _page(self, request: Request, scanned: Cursor, found: list[bytes]) -> Response:
+        position = self._core.position(scanned)
+        if position is None:
+            raise PositionGone(
+                "epoch", tables=(), position=str(self._core.head), oldest=str(self._core.oldest)
+            )
+        headers = {**_NO_STORE, "X-CDC-Position": str(position)}
+        if NDJSON in request.headers.get("accept", ""):
+            body = b"".join(line + b"\n" for line in found)
+            return Response(body, media_type=NDJSON, headers=headers)
+        document = {
+            "epoch": position.epoch,
+            "changes": [msgspec.Raw(data) for data in found],
+            "next": str(position),
+            "head": str(self._core.head),
+            "upToDate": position == self._core.head,
+        }
+        return Response(_encoder.encode(document), media_type="application/json", headers=headers)
+
+    def _gone(
+        self,
+        reason: str,
+        selection: Selection,
+        tables: Sequence[str] | None = None,
+        at: Cursor | None = None,
+    ) -> PositionGone:
+        position = (at and self._core.position(at)) or self._core.head
+        named = tables or [table.name for table in self._core.catalog.chosen(selection)]
+        return PositionGone(
+            reason, tables=named, position=str(position), oldest=str(self._core.oldest)
+        )
+
+    # GET /cdc/snapshot
+
+    async def snapshot(self, request: Request) -> Response:
+        selection = self._selection(request)
+        if selection.tables is None or len(selection.tables) != 1:
+            raise ValidationFailed({"table": "a snapshot request names exactly one table"})
+        accept = request.headers.get("accept", "")
+        if CSV in accept:
+            media, format = CSV, SnapshotFormat.CSV
+        else:
+            media = NDJSON if NDJSON in accept else "application/json"
+            format = SnapshotFormat.ROWS
+        stack = AsyncExitStack()
+        snapshot = await stack.enter_async_context(self._snapshots.open(selection, format))
+        position = self._core.position(snapshot.cursor) or self._core.head
+        return _SnapshotResponse(stack, snapshot, position, selection.tables[0], media)
+
+    # The small ones.
+
+    async def tables(self, request: Request) -> Response:
+        return _json(
+            [
+                {
+                    "table": table.name,
+                    "key": list(table.key),
+                    "room": table.room,
+                    "columns": [{"name": c.name, "type": c.type} for c in table.columns],
+                }
+                for table in self._core.catalog.tables
+            ]
+        )
+
+    async def status(self, request: Request) -> Response:
+        return _json(self._status())
+
+    async def healthz(self, request: Request) -> Response:
+        return _json({"status": "alive"})
+
+    async def readyz(self, request: Request) -> Response:
+        failing = self._failing()
+        if self._core.draining:
+            return _json({"status": "draining"}, 503)
+        if failing is not None:
+            return _json({"status": "failing", "error": failing}, 503)
+        return _json({"status": "ready"})
+
+    async def not_implemented(self, request: Request) -> Response:
+        raise NotImplementedYet(request.url.path)
+
+    def _selection(self, request: Request) -> Selection:
+        query = request.query_params
+        for name in _NOT_YET:
+            if name in query:
+                raise NotImplementedYet(f"{name}=")
+        if query.get("format", "cdchub") != "cdchub":
+            raise NotImplementedYet("format=" + query["format"][:40])
+        catalog = self._core.catalog
+        return catalog.select(catalog.names(query.getlist("table")), query.get("room"))
+
+
+def _matching(entries: Sequence[Entry], matcher: Matcher) -> tuple[list[bytes], Entry | None]:
+    """The matching changes up to the first break of a covered table, and that break."""
+    found = []
+    for entry in entries:
+        if entry.type is ChangeType.BREAK:
+            if matcher.covers(entry.table):
+                return found, entry
+        elif (data := matcher.data(entry)) is not None:
+            found.append(data)
+    return found, None
+
+
+class _SnapshotResponse(StreamingResponse):
+    """A spool on its way to one client; the spool is let go however the response ends."""
+
+    def __init__(
+        self,
+        stack: AsyncExitStack,
+        snapshot: SnapshotStream,
+        position: Position,
+        table: str,
+        media: str,
+    ) -> None:
+        headers = {**_NO_STORE, "X-CDC-Position": str(position)}
+        body = _snapshot_body(snapshot, position, table, media)
+        super().__init__(body, media_type=media, headers=headers)
+        self._stack = stack
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._stack:
+            await super().__call__(scope, receive, send)
+
+
+async def _snapshot_body(
+    snapshot: SnapshotStream, position: Position, table: str, media: str
+) -> AsyncIterator[bytes]:
+    """The rows in the form that was asked for, a chunk at a time."""
+    head = {"epoch": position.epoch, "lsn": position.lsn, "position": str(position), "table": table}
+    if media == "application/json":
+        yield _encoder.encode(head)[:-1] + b',"rows":['
+        comma = b""
+        async for lines in snapshot.lines():
+            yield comma + lines[:-1].replace(b"\n", b",")
+            comma = b","
+        yield b"]}"
+        return
+    if media == NDJSON:
+        yield _encoder.encode(head) + b"\n"
+    async for lines in snapshot.lines():
+        yield lines
+
+
+def _json(document: object, status: int = 200) -> Response:
+    return Response(_encoder.encode(document), status, _NO_STORE, "application/json")
+
+
+def _number(request: Request, name: str, default: float, *, minimum: float) -> float:
+    """A number from the query. Raises `ValidationFailed`."""
+    text = request.query_params.get(name)
+    if text is None:
+        return default
+    try:
+        number = float(text)
+    except ValueError:
+        number = minimum - 1
+    if not number >= minimum:
+        raise ValidationFailed({name: f"{name} must be a number of at least {minimum:g}"})
+    return number

@@ -1,0 +1,126 @@
+"""Who may ask, before anything else is looked at: Host, Origin and CORS (INTERFACE §4).
+
+A page on another site can make a browser send requests to a server on loopback, and with a DNS name
+of its own that points there (DNS rebinding) even read the answers. So, bound to loopback, only
+loopback names are answered; and a change is refused where its Origin is not the page's own host.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cdchub.errors import Forbidden
+from cdchub.http.problem import problem
+
+_SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
+_LOOPBACK_NAMES = {"localhost", "ip6-localhost"}
+_PREFLIGHT_AGE_S = 600
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address means this machine only (RFC 6761 §6.3, RFC 5735)."""
+    name = host.strip("[]").lower()
+    if name in _LOOPBACK_NAMES or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def host_name(host_header: str) -> str:
+    """The name of a `Host` value, without its port."""
+    return urlsplit(f"//{host_header}").hostname or ""
+
+
+class Guard:
+    """ASGI middleware. `only_loopback`: the listener is bound to loopback."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        only_loopback: bool,
+        allowed_hosts: Sequence[str],
+        cors_origins: Sequence[str],
+    ) -> None:
+        self._app = app
+        self._only_loopback = only_loopback
+        self._allowed_hosts = {host.lower() for host in allowed_hosts}
+        self._cors_origins = {origin.rstrip("/") for origin in cors_origins}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        origin = headers.get("origin")
+        listed = origin is not None and origin in self._cors_origins
+        try:
+            self._check_host(headers.get("host", ""))
+            if scope["type"] == "websocket" or scope["method"] not in _SAFE_METHODS:
+                self._check_origin(origin, headers.get("host", ""), listed=listed)
+        except Forbidden as error:
+            await problem(error)(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                answer = MutableHeaders(scope=message)
+                _add_headers(answer, origin if listed else None, scope["path"])
+            await send(message)
+
+        if listed and scope["type"] == "http" and scope["method"] == "OPTIONS":
+            await _preflight(send_with_headers)
+            return
+        await self._app(scope, receive, send_with_headers)
+
+    def _check_host(self, host: str) -> None:
+        name = host_name(host)
+        if not self._only_loopback or is_loopback(name):
+            return
+        if name not in self._allowed_hosts and host.lower() not in self._allowed_hosts:
+            raise Forbidden(
+                f"this hub listens on loopback and doesn't answer to {host[:80]!r}; "
+                "allow the name with --allow-host"
+            )
+
+    def _check_origin(self, origin: str | None, host: str, *, listed: bool) -> None:
+        if origin is None or listed:
+            return
+        if urlsplit(origin).netloc.lower() != host.lower():
+            raise Forbidden(
+                f"a page of {origin[:80]!r} may not change anything here; "
+                "allow it with --cors-origin"
+            )
+
+
+def _add_headers(answer: MutableHeaders, cors_origin: str | None, path: str) -> None:
+    if "/cdc/" in path:
+        answer["X-CDC-Version"] = "1"
+    answer["X-Content-Type-Options"] = "nosniff"
+    if cors_origin is not None:
+        answer["Access-Control-Allow-Origin"] = cors_origin
+        answer["Access-Control-Allow-Credentials"] = "true"
+        answer["Access-Control-Expose-Headers"] = "X-CDC-Position, X-CDC-Version, Retry-After"
+        answer.add_vary_header("Origin")
+
+
+async def _preflight(send: Send) -> None:
+    await send(
+        {
+            "type": "http.response.start",
+            "status": 204,
+            "headers": [
+                (b"access-control-allow-methods", b"GET, POST, PATCH, DELETE"),
+                (b"access-control-allow-headers", b"content-type, last-event-id, authorization"),
+                (b"access-control-max-age", str(_PREFLIGHT_AGE_S).encode()),
+            ],
+        }
+    )
+    await send({"type": "http.response.body", "body": b""})

@@ -1,0 +1,6 @@
+"""The change log: append-only, keyed by (epoch number, LSN), and its recent tail in memory."""
+
+from cdchub.log.ring import Ring
+from cdchub.log.sqlite import LogReader, LogWriter
+
+__all__ = ["LogReader", "LogWriter", "Ring"]

@@ -1,0 +1,151 @@
+"""Snapshots for many: taken in threads, shared while they are young, read at each client's pace.
+
+A reconnect storm asks for the same rows a thousand times; it gets one read of the source. Whoever
+shares a spool that is a moment old goes on from its LSN through the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+
+from cdchub.capture.connection import SourcePaths
+from cdchub.capture.outbox import Anchor
+from cdchub.capture.snapshot import SnapshotStale, SnapshotTooSlow, Spool, take_snapshot
+from cdchub.catalog import Selection, SnapshotFormat
+from cdchub.config import SnapshotConfig
+from cdchub.errors import Overloaded
+from cdchub.log.protocol import Cursor
+
+# How long to wait for the tailer to notice that the source was replaced under a snapshot.
+_STALE_WAIT_S = 0.1
+
+_Key = tuple[int, Selection, SnapshotFormat]
+
+
+class OpenSpool:
+    """One reader's view of a spool."""
+
+    def __init__(self, spool: Spool, epoch_number: int, chunk_bytes: int) -> None:
+        self._spool = spool
+        self._chunk_bytes = chunk_bytes
+        self.cursor = Cursor(epoch_number, spool.lsn)
+
+    @property
+    def tables(self) -> Sequence[str]:
+        return self._spool.tables
+
+    async def lines(self) -> AsyncIterator[bytes]:
+        """The spool in pieces that end with a line."""
+        descriptor, offset, rest = self._spool.file.fileno(), 0, b""
+        while offset < self._spool.size_bytes:
+            chunk = await asyncio.to_thread(os.pread, descriptor, self._chunk_bytes, offset)
+            offset += len(chunk)
+            whole, _, tail = (rest + chunk).rpartition(b"\n")
+            rest = tail
+            if whole:
+                yield whole + b"\n"
+
+
+class _Shared:
+    """A spool, or the task that makes it; freed when it is old and nobody reads it."""
+
+    def __init__(self, making: asyncio.Task[tuple[Spool, int]]) -> None:
+        self.making = making
+        self.readers = 0
+        self.young = True
+
+    def free_if_done(self) -> None:
+        if self.readers or self.young:
+            return
+        if not self.making.done():
+            self.making.cancel()
+        elif not self.making.cancelled() and self.making.exception() is None:
+            self.making.result()[0].close()
+
+
+class Spools:
+    """`anchor` gives the cursor of the head that subscribers see, and its row's nonce."""
+
+    def __init__(
+        self,
+        paths: SourcePaths,
+        config: SnapshotConfig,
+        *,
+        anchor: Callable[[], tuple[Cursor, int | None]],
+    ) -> None:
+        self._paths = paths
+        self._config = config
+        self._anchor = anchor
+        self._shared: dict[_Key, _Shared] = {}
+        self._threads = ThreadPoolExecutor(config.concurrent, thread_name_prefix="cdchub-snapshot")
+        self.taken = 0
+
+    @asynccontextmanager
+    async def open(
+        self, selection: Selection, format: SnapshotFormat = SnapshotFormat.CHANGES
+    ) -> AsyncIterator[OpenSpool]:
+        """A snapshot of the present epoch. Raises `Overloaded` or SQLite's errors."""
+        shared = self._find_or_make(selection, format)
+        shared.readers += 1
+        try:
+            spool, epoch_number = await asyncio.shield(shared.making)
+            yield OpenSpool(spool, epoch_number, self._config.chunk_bytes)
+        finally:
+            shared.readers -= 1
+            shared.free_if_done()
+
+    async def close(self) -> None:
+        for key, shared in list(self._shared.items()):
+            self._expire(key, shared)
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def _find_or_make(self, selection: Selection, format: SnapshotFormat) -> _Shared:
+        cursor, _ = self._anchor()
+        key = (cursor.epoch, selection, format)
+        shared = self._shared.get(key)
+        if shared is None:
+            shared = self._shared[key] = _Shared(
+                asyncio.get_running_loop().create_task(self._take(selection, format))
+            )
+            shared.making.add_done_callback(lambda _: self._age(key, shared))
+        return shared
+
+    def _age(self, key: _Key, shared: _Shared) -> None:
+        failed = shared.making.cancelled() or shared.making.exception() is not None
+        delay_s = 0.0 if failed else self._config.share_s
+        asyncio.get_running_loop().call_later(delay_s, self._expire, key, shared)
+
+    def _expire(self, key: _Key, shared: _Shared) -> None:
+        shared.young = False
+        if self._shared.get(key) is shared:
+            del self._shared[key]
+        shared.free_if_done()
+
+    async def _take(self, selection: Selection, format: SnapshotFormat) -> tuple[Spool, int]:
+        loop = asyncio.get_running_loop()
+        for _ in range(self._config.attempts):
+            cursor, nonce = self._anchor()
+            anchor = Anchor(cursor.lsn, nonce)
+            try:
+                spool = await loop.run_in_executor(
+                    self._threads,
+                    lambda anchor=anchor: take_snapshot(
+                        self._paths,
+                        selection,
+                        format=format,
+                        anchor=anchor,
+                        timeout_s=self._config.timeout_s,
+                    ),
+                )
+            except SnapshotStale:
+                await asyncio.sleep(_STALE_WAIT_S)
+                continue
+            except (SnapshotTooSlow, OSError) as error:
+                raise Overloaded(f"no snapshot can be taken now: {error}") from error
+            self.taken += 1
+            return spool, cursor.epoch
+        raise Overloaded("the database is being replaced; try again in a moment")

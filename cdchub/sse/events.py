@@ -1,0 +1,84 @@
+"""Changes and notices as server-sent events: pure text (WHATWG HTML §9.2, "Server-sent events").
+
+`id` is a position, so that a browser's own reconnection resumes. A block that has only an `id` moves
+the browser's last event id and fires nothing (§9.2.6, dispatch); an empty `id` clears it. JSON never
+holds a raw line feed, so one `data` line is enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from cdchub.position import Position
+
+_encoder = msgspec.json.Encoder()
+
+
+class SseFramer:
+    """INTERFACE §3 as bytes. It has no state; one object serves all streams."""
+
+    def change(self, position: Position, data: bytes) -> bytes:
+        return b"id: %s:%d\ndata: %s\n\n" % (position.epoch.encode(), position.lsn, data)
+
+    def change_without_position(self, data: bytes) -> bytes:
+        return b"data: " + data + b"\n\n"
+
+    def opening(self, position: Position | None, *, retry_ms: int) -> bytes:
+        return f": connected\nretry: {retry_ms}\n{_id_line(position)}\n".encode()
+
+    def heartbeat(self, position: Position | None) -> bytes:
+        return f": ping\n{_id_line(position)}\n".encode()
+
+    def caught_up(self, position: Position) -> bytes:
+        return _event("caught-up", {"position": str(position)}, id=str(position))
+
+    def reset(
+        self,
+        *,
+        reason: str,
+        tables: Iterable[str],
+        position: Position,
+        oldest: Position,
+        resumable: bool,
+    ) -> bytes:
+        data = {
+            "reason": reason,
+            "tables": list(tables),
+            "position": str(position),
+            "oldest": str(oldest),
+        }
+        return _event("reset", data, id=str(position) if resumable else "")
+
+    def snapshot_begin(self, position: Position, tables: Iterable[str]) -> bytes:
+        data = {"position": str(position), "tables": list(tables)}
+        # The empty id: whoever is cut before the last row must start the snapshot again.
+        return _event("snapshot", data, id="")
+
+    def snapshot_rows(self, lines: bytes) -> bytes:
+        return b"data: " + lines[:-1].replace(b"\n", b"\n\ndata: ") + b"\n\n"
+
+    def snapshot_end(self, position: Position) -> bytes:
+        return f"id: {position}\n\n".encode()
+
+    def closing(self, position: Position | None, *, retry_ms: int) -> bytes:
+        return f"{_id_line(position)}retry: {retry_ms}\n\n".encode()
+
+    def fault(self, *, code: str, message: str, retry_ms: int) -> bytes:
+        return f"retry: {retry_ms}\n".encode() + _event("error", {"code": code, "message": message})
+
+
+def refusal(*, code: str, message: str, retry_after_ms: int) -> bytes:
+    """The whole body of a passing refusal: a native EventSource retries only after a 200."""
+    data = {"code": code, "message": message, "retryAfterMs": retry_after_ms}
+    return f"retry: {retry_after_ms}\n".encode() + _event("refused", data)
+
+
+def _id_line(position: Position | None) -> str:
+    return "" if position is None else f"id: {position}\n"
+
+
+def _event(name: str, data: dict[str, object], *, id: str | None = None) -> bytes:
+    id_line = b"" if id is None else f"id: {id}\n".encode()
+    return b"%sevent: %s\ndata: %s\n\n" % (id_line, name.encode(), _encoder.encode(data))

@@ -1,0 +1,180 @@
+"""`GET /cdc/stream`: from a request to a subscriber, and from its bytes to the ASGI server.
+
+sse-starlette carries the stream. What it sends is framed already; its own pings are off, because a
+heartbeat here carries the subscriber's cursor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+
+from sse_starlette.sse import EventSourceResponse, SendTimeoutError
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from cdchub.catalog import Selection
+from cdchub.config import StreamConfig
+from cdchub.errors import NotImplementedYet, PassingRefusal
+from cdchub.fanout import Core, Gone, Subscriber, resolve
+from cdchub.log.protocol import Cursor
+from cdchub.position import Now, Since, parse_position, parse_since
+from cdchub.sse.events import SseFramer, refusal
+
+logger = logging.getLogger("cdchub.sse")
+
+MEDIA_TYPE = "text/event-stream"
+_NOT_YET = ("filter", "columns", "conflate", "source")
+
+
+class StreamSink:
+    """A subscriber's bytes on their way to the ASGI server. Bounded by the core, which watches
+    `buffered_bytes`; the server's own buffer behind it holds 64 KiB at the most."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._bytes = 0
+        self._closed = False
+        self._filled = asyncio.Event()
+        self._emptied = asyncio.Event()
+        self._emptied.set()
+
+    def write(self, data: bytes) -> None:
+        if not self._closed:
+            self._parts.append(data)
+            self._bytes += len(data)
+            self._filled.set()
+            self._emptied.clear()
+
+    @property
+    def buffered_bytes(self) -> int:
+        return self._bytes
+
+    async def drained(self) -> None:
+        await self._emptied.wait()
+
+    def close(self) -> None:
+        self._closed = True
+        self._filled.set()
+        self._emptied.set()
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """What was written, joined, as the server asks for more; ends after `close`."""
+        while self._parts or not self._closed:
+            await self._filled.wait()
+            self._filled.clear()
+            chunk = b"".join(self._parts)
+            self._parts.clear()
+            if chunk:
+                yield chunk
+            # Only now has the server taken the chunk: until then its bytes count as buffered.
+            self._bytes -= len(chunk)
+            if not self._bytes:
+                self._emptied.set()
+            if self._parts or self._closed:
+                self._filled.set()
+
+
+class StreamEndpoint:
+    """The endpoint. Raises `RequestError` for what the client must change."""
+
+    def __init__(self, core: Core, config: StreamConfig) -> None:
+        self._core = core
+        self._config = config
+        self._framer = SseFramer()
+
+    async def open(self, request: Request) -> Response:
+        """Answers `GET /cdc/stream`."""
+        try:
+            return self._open(request)
+        except PassingRefusal as refused:
+            if MEDIA_TYPE not in request.headers.get("accept", ""):
+                raise
+            return self._refuse(refused)
+
+    def _open(self, request: Request) -> Response:
+        selection, snapshot = self._wanted(request)
+        start = self._start(request, snapshot)
+        self._core.admit()
+        if request.method == "HEAD":
+            return Response(media_type=MEDIA_TYPE, headers=dict(_HEADERS))
+        sink = StreamSink()
+        position = self._core.position(start) if isinstance(start, Cursor) else None
+        if isinstance(start, Gone) and not snapshot:
+            # The reset's own position is the first one of this stream.
+            position = self._core.head
+        sink.write(self._framer.opening(position, retry_ms=self._core.retry_ms()))
+        subscriber = self._core.subscribe(
+            selection, self._framer, sink, start, snapshot=snapshot, transport="sse"
+        )
+        headers = dict(_HEADERS)
+        if position is not None:
+            headers["X-CDC-Position"] = str(position)
+        return _Stream(self._core, subscriber, sink, headers, stall_s=self._config.stall_s)
+
+    def _wanted(self, request: Request) -> tuple[Selection, bool]:
+        query = request.query_params
+        for name in _NOT_YET:
+            if name in query:
+                raise NotImplementedYet(f"{name}=")
+        if query.get("format", "cdchub") != "cdchub":
+            raise NotImplementedYet("format=" + query["format"][:40])
+        names = self._core.catalog.names(query.getlist("table"))
+        selection = self._core.catalog.select(names, query.get("room"))
+        return selection, query.get("snapshot") == "1"
+
+    def _start(self, request: Request, snapshot: bool) -> Cursor | Gone | None:
+        """Where to begin: Last-Event-ID wins over `since`; None means with a snapshot."""
+        query = request.query_params
+        text = query.get("since", query.get("startLSN"))
+        # Checked even where the header wins: a bad URL should fail on its first use.
+        since: Since | None = None if text is None else parse_since(text)
+        last_id = request.headers.get("last-event-id")
+        if last_id:
+            position = parse_position(last_id)
+            if position is None:
+                return Gone("epoch")
+            since = position
+        if since is None or (isinstance(since, Now) and snapshot):
+            if snapshot:
+                return None
+            since = Now()
+        return resolve(since, self._core.view)
+
+    def _refuse(self, refused: PassingRefusal) -> Response:
+        retry_after_ms = max(refused.retry_after_ms, self._core.retry_ms())
+        body = refusal(code=refused.code, message=refused.detail, retry_after_ms=retry_after_ms)
+        return Response(body, media_type=MEDIA_TYPE, headers=dict(_HEADERS))
+
+
+_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+
+class _Stream(EventSourceResponse):
+    """One open stream; it ends with its subscriber, and takes the subscriber along when it ends."""
+
+    def __init__(
+        self,
+        core: Core,
+        subscriber: Subscriber,
+        sink: StreamSink,
+        headers: dict[str, str],
+        *,
+        stall_s: float,
+    ) -> None:
+        super().__init__(
+            sink.chunks(), headers=headers, ping=0, send_timeout=stall_s, media_type=MEDIA_TYPE
+        )
+        self._core = core
+        self._subscriber = subscriber
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        except SendTimeoutError:
+            logger.info("a reader took nothing for %g s and is cut off", self.send_timeout)
+            self._core.unsubscribe(self._subscriber, "stalled")
+        finally:
+            self._core.unsubscribe(self._subscriber)

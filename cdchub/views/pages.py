@@ -1,0 +1,67 @@
+"""The pages themselves: static files beside this module, and the pages that errors get."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from cdchub.views.todos import TodoApi
+
+STATIC = Path(__file__).parent / "static"
+
+# Everything a page needs comes from this hub; nothing inline, nothing from elsewhere.
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+
+def routes(todos: TodoApi) -> Sequence[BaseRoute]:
+    return [
+        Route("/", _page("index.html")),
+        Route("/todos", _page("todos.html")),
+        Route("/api/todos", todos.collection, methods=["GET", "POST"]),
+        Route("/api/todos/reorder", todos.reorder, methods=["POST"]),
+        Route("/api/todos/clear-completed", todos.clear_completed, methods=["POST"]),
+        Route("/api/todos/{id}", todos.item, methods=["PATCH", "DELETE", "POST"]),
+        Mount("/static", StaticFiles(directory=STATIC)),
+    ]
+
+
+def _page(name: str) -> Callable[[Request], Awaitable[Response]]:
+    async def page(request: Request) -> Response:
+        return FileResponse(STATIC / name, headers=_HEADERS)
+
+    return page
+
+
+def error_page(status: int, explanation: str) -> Response:
+    """What a person's browser gets for an error: what happened, and the way on."""
+    if status == 404:
+        heading, way_on = "Not found", '<a href="/">Go home</a>'
+    else:
+        heading, way_on = "Something went wrong", '<a href="">Try again</a>'
+    body = _ERROR.format(heading=heading, explanation=html.escape(explanation), way_on=way_on)
+    return HTMLResponse(body, status, _HEADERS)
+
+
+_ERROR = """<!doctype html>
+<html lang="en">
+<head>
+  <meta charset="utf-8">
+  <meta name="viewport" content="width=device-width, initial-scale=1">
+  <title>{heading} - cdchub</title>
+  <link rel="stylesheet" href="/static/app.css">
+</head>
+<body>
+  <main class="column"><h1>{heading}</h1><p>{explanation}</p><p>{way_on}</p></main>
+</body>
+</html>
+"""
