@@ -120,9 +120,7 @@ def wire_row(names: Sequence[str], values: Sequence[SqliteValue]) -> dict[str, W
 
 def wire_key(names: Sequence[str], values: Sequence[SqliteValue]) -> dict[str, WireValue]:
     """The key of a row. -0.0 is written 0.0: SQLite takes both for the same key."""
-    return wire_row(
-        names, [0.0 if value == 0 and type(value) is float else value for value in values]
-    )
+    return wire_row(names, [0.0 if value == 0 and type(value) is float else value for value in values])
 
 
 def encode_row(row: Mapping[str, WireValue]) -> bytes:

@@ -53,9 +53,7 @@ class Client:
         self.reconnects = 0
 
     async def __aenter__(self) -> Client:
-        timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=self._timeout_s, sock_read=_SILENCE_S
-        )
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._timeout_s, sock_read=_SILENCE_S)
         self._session = aiohttp.ClientSession(
             headers=self._headers, timeout=timeout, read_bufsize=_READ_BYTES
         )

@@ -153,9 +153,7 @@ class BadPosition(RequestError):
     title = "Malformed position"
 
     def __init__(self, text: str) -> None:
-        super().__init__(
-            f"{text[:80]!r} is not a position: use <epoch>:<lsn>, <lsn>, now or beginning"
-        )
+        super().__init__(f"{text[:80]!r} is not a position: use <epoch>:<lsn>, <lsn>, now or beginning")
 
 
 class NotImplementedYet(RequestError):

@@ -89,6 +89,10 @@ class Hub:
     async def _start_capture(self, stack: contextlib.AsyncExitStack) -> None:
         config = self.config
         loop = asyncio.get_running_loop()
+
+        def deliver(delivery: Delivery) -> None:
+            loop.call_soon_threadsafe(self._accept, delivery)
+
         writer = LogWriter(self.paths.log, database=self.paths.database)
         stack.callback(writer.close)
         self._tailer = Tailer(
@@ -102,7 +106,7 @@ class Hub:
                 bytes_max=config.log.retain_bytes,
             ),
             retain_every_s=config.log.retain_every_s,
-            deliver=lambda delivery: loop.call_soon_threadsafe(self._accept, delivery),
+            deliver=deliver,
         )
         # Off the loop: a source that is busy or a first installation may take seconds.
         self._history, self._catalog = await asyncio.to_thread(self._tailer.open)

@@ -11,6 +11,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 
 from cdchub.capture.connection import SourcePaths
 from cdchub.capture.outbox import Anchor
@@ -129,15 +130,15 @@ class Spools:
         loop = asyncio.get_running_loop()
         for _ in range(self._config.attempts):
             cursor, nonce = self._anchor()
-            anchor = Anchor(cursor.lsn, nonce)
             try:
                 spool = await loop.run_in_executor(
                     self._threads,
-                    lambda anchor=anchor: take_snapshot(
+                    partial(
+                        take_snapshot,
                         self._paths,
                         selection,
                         format=format,
-                        anchor=anchor,
+                        anchor=Anchor(cursor.lsn, nonce),
                         timeout_s=self._config.timeout_s,
                     ),
                 )

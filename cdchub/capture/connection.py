@@ -225,6 +225,6 @@ def owner_pid(paths: SourcePaths) -> int | None:
 def like_database(paths: SourcePaths, path: Path) -> None:
     """Gives a file beside the source the source's mode, and its owner where we may."""
     status = paths.database.stat()
-    os.chmod(path, stat.S_IMODE(status.st_mode))
+    path.chmod(stat.S_IMODE(status.st_mode))
     if os.geteuid() == 0:
         os.chown(path, status.st_uid, status.st_gid)

@@ -240,9 +240,7 @@ def _replace(db: Database, table_id: int, wanted: Shape, shape: Shape, outcome: 
     """Captures a table anew after its shape, its indexes or its triggers have changed."""
     whole = len(_standing_triggers(db, table_id)) == len(capture_sql(shape, table_id)) - 1
     _drop_capture(db, table_id)
-    same_rows = msgspec.structs.replace(shape, unique=()) == msgspec.structs.replace(
-        wanted, unique=()
-    )
+    same_rows = msgspec.structs.replace(shape, unique=()) == msgspec.structs.replace(wanted, unique=())
     if whole and same_rows:
         # Only how rivals are found has changed, and no write escaped: subscribers need not know.
         _set_shape(db, table_id, wanted)
@@ -302,17 +300,13 @@ def _check_compiles(db: Database, shape: Shape) -> None:
             list(db.execute(f"EXPLAIN {statement}"))
         except Exception as error:
             # Whatever the library's own error class is: the reason goes to the user.
-            raise TableRefused(
-                shape.name, f"its capture triggers don't compile ({error})"
-            ) from error
+            raise TableRefused(shape.name, f"its capture triggers don't compile ({error})") from error
 
 
 def _standing_triggers(db: Database, table_id: int) -> list[Any]:
     pattern = f"{OWN_PREFIX}{table_id}_*"
     return list(
-        db.execute(
-            "SELECT name FROM sqlite_schema WHERE type = 'trigger' AND name GLOB ?", (pattern,)
-        )
+        db.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger' AND name GLOB ?", (pattern,))
     )
 
 

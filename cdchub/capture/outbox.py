@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import apsw
 
@@ -69,9 +70,7 @@ def outbox_head(connection: apsw.Connection) -> Anchor:
     return Anchor(sequence or 0, None)
 
 
-def read_rows(
-    connection: apsw.Connection, *, after: Anchor, width: int, limit: int
-) -> list[RawRow]:
+def read_rows(connection: apsw.Connection, *, after: Anchor, width: int, limit: int) -> list[RawRow]:
     """The committed rows after the anchor, at most `limit`. Raises `HistoryBroken`."""
     rows = _rows_from(connection, after.lsn, width, limit + 1)
     if rows and rows[0].lsn == after.lsn:
@@ -93,14 +92,16 @@ def _rows_from(connection: apsw.Connection, first: int, width: int, limit: int) 
     tail = f"FROM {OUTBOX} WHERE lsn >= ? ORDER BY lsn LIMIT ?"
     columns = value_columns(width)
     try:
-        found = connection.execute(
-            f"{head}, {', '.join(columns)} {tail}", (first, limit)
-        ).fetchall()
+        found = _fetch(connection, f"{head}, {', '.join(columns)} {tail}", first, limit)
         return [RawRow(r[0], r[1], r[2], r[3], r[4], r[5], r[6:]) for r in found]
     except UnicodeDecodeError:
-        exact = exact_columns(columns)
-        found = connection.execute(f"{head}, {exact} {tail}", (first, limit)).fetchall()
+        found = _fetch(connection, f"{head}, {exact_columns(columns)} {tail}", first, limit)
         return [RawRow(r[0], r[1], r[2], r[3], r[4], r[5], decode_exact(r[6:])) for r in found]
+
+
+def _fetch(connection: apsw.Connection, sql: str, first: int, limit: int) -> list[Any]:
+    # What SQLite returns is untyped; the outbox's own columns are what its triggers wrote.
+    return connection.execute(sql, (first, limit)).fetchall()
 
 
 def exact_columns(columns: Sequence[str]) -> str:
@@ -148,27 +149,22 @@ class Decoder:
         """The entries of one transaction, or a part of one; its last row is at `commit_lsn`."""
         for row in rows:
             commit = row.lsn == commit_lsn
-            yield (
-                self._break(row, txid, commit) if row.op == "b" else self._change(row, txid, commit)
-            )
+            entry = self._break if row.op == "b" else self._change
+            yield entry(row, txid, commit=commit)
 
-    def _break(self, row: RawRow, txid: int, commit: bool) -> Entry:
+    def _break(self, row: RawRow, txid: int, *, commit: bool) -> Entry:
         table = str(row.values[0])
         data = encode_break(
             lsn=row.lsn, table=table, timestamp_ms=row.timestamp_ms, txid=txid, commit=commit
         )
-        return Entry(
-            row.lsn, row.nonce, ChangeType.BREAK, table, None, None, row.timestamp_ms, data
-        )
+        return Entry(row.lsn, row.nonce, ChangeType.BREAK, table, None, None, row.timestamp_ms, data)
 
-    def _change(self, row: RawRow, txid: int, commit: bool) -> Entry:
+    def _change(self, row: RawRow, txid: int, *, commit: bool) -> Entry:
         shape = self._shapes[row.table_id]
         names = shape.captured
         width = len(names)
         old = None if row.op == "c" else dict(zip(names, row.values[:width], strict=True))
-        new = (
-            None if row.op == "d" else dict(zip(names, row.values[width : 2 * width], strict=True))
-        )
+        new = None if row.op == "d" else dict(zip(names, row.values[width : 2 * width], strict=True))
         image = new if old is None else old
         assert image is not None, "every op has an image"
         kind = _TYPES[row.op]

@@ -11,10 +11,10 @@ import csv
 import io
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Protocol
 
 import apsw
 import msgspec
@@ -56,7 +56,7 @@ class Spool:
 
     lsn: int
     tables: tuple[str, ...]
-    file: BinaryIO
+    file: IO[bytes]
     size_bytes: int
 
     def close(self) -> None:
@@ -111,6 +111,10 @@ def _check_history(connection: apsw.Connection, anchor: Anchor) -> None:
         raise SnapshotStale(f"LSN {anchor.lsn} is another row than in the log")
 
 
+class _EncodeChange(Protocol):
+    def __call__(self, *, commit: bool) -> bytes: ...
+
+
 class _Reader:
     def __init__(self, connection: apsw.Connection, lsn: int, deadline_s: float) -> None:
         self._connection = connection
@@ -135,17 +139,17 @@ class _Reader:
 
     def _changes(self, shapes: list[Shape], rooms: dict[str, SqliteValue]) -> Iterator[bytes]:
         """SNAPSHOT changes. They are one transaction, so only the last one is its commit."""
-        held: Callable[[bool], bytes] | None = None
+        held: _EncodeChange | None = None
         for shape in shapes:
             for rowid, row in self._rows(shape, rooms):
                 if held is not None:
-                    yield held(False)
+                    yield held(commit=False)
                 held = self._change(shape, rowid, row)
         if held is not None:
-            yield held(True)
+            yield held(commit=True)
 
-    def _change(self, shape: Shape, rowid: int | None, row: Row) -> Callable[[bool], bytes]:
-        def encode(commit: bool) -> bytes:
+    def _change(self, shape: Shape, rowid: int | None, row: Row) -> _EncodeChange:
+        def encode(*, commit: bool) -> bytes:
             return (
                 encode_change(
                     lsn=self._lsn,
@@ -163,9 +167,7 @@ class _Reader:
 
         return encode
 
-    def _rows(
-        self, shape: Shape, rooms: dict[str, SqliteValue]
-    ) -> Iterator[tuple[int | None, Row]]:
+    def _rows(self, shape: Shape, rooms: dict[str, SqliteValue]) -> Iterator[tuple[int | None, Row]]:
         """The rows of one table, those of the wanted room, in key order."""
         room_place = None
         if shape.name in rooms and shape.room is not None:
@@ -214,6 +216,4 @@ def csv_value(value: SqliteValue) -> str:
     if isinstance(value, int):
         return str(value)
     wire = wire_row(("v",), (value,))["v"]
-    return (
-        next(iter(wire.values())) if isinstance(wire, dict) else msgspec.json.encode(wire).decode()
-    )
+    return next(iter(wire.values())) if isinstance(wire, dict) else msgspec.json.encode(wire).decode()

@@ -167,7 +167,7 @@ def _captured(
     folded = {name.lower() for name in excluded}
     unknown = folded - {column.name.lower() for column in columns}
     if unknown:
-        raise TableRefused(table, f"it has no column {sorted(unknown)[0]!r} to exclude")
+        raise TableRefused(table, f"it has no column {min(unknown)!r} to exclude")
     for name in key:
         if name.lower() in folded:
             raise TableRefused(table, f"{name!r} is part of its key and can't be excluded")
@@ -235,7 +235,9 @@ def parse_index(sql: str) -> tuple[list[str], str | None]:
     tokens = [" " if t.startswith(("--", "/*")) else t for t in _TOKEN.findall(sql)]
     on = next(i for i, token in enumerate(tokens) if token.lower() == "on")
     start = tokens.index("(", on)
-    depth, terms, term, end = 0, [], "", start
+    depth, end = 0, start
+    terms: list[str] = []
+    term = ""
     for end in range(start, len(tokens)):
         token = tokens[end]
         depth += (token == "(") - (token == ")")

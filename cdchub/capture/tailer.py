@@ -44,12 +44,11 @@ from cdchub.change import Entry, transaction_mark
 from cdchub.config import CaptureConfig
 from cdchub.errors import CdchubError, StartError
 from cdchub.log.protocol import (
-    AppendLog,
     Appended,
+    AppendLog,
     Delivery,
     HistoryChanged,
     LogConflict,
-    LogState,
     Retention,
     SchemaChanged,
     SourceMark,
@@ -160,7 +159,8 @@ class Tailer:
                 self.counters.busy += 1
                 hint = self._wake.wait(self._config.poll_s)
             except HistoryBroken as broken:
-                hint = self._attempt(lambda why=str(broken): self._break_history(why))
+                logger.warning("the source is not the one that was read before (%s)", broken)
+                hint = self._attempt(self._break_history)
             except _FAULTS as fault:
                 self._failed(fault)
                 self._stop.wait(self._config.retry_s)
@@ -320,8 +320,7 @@ class Tailer:
     def _history(self) -> HistoryChanged:
         return HistoryChanged(self._log_state, self._progress.anchor.nonce)
 
-    def _break_history(self, why: str) -> None:
-        logger.warning("the source is not the one that was read before (%s)", why)
+    def _break_history(self) -> None:
         self._attach("restored")
         self._deliver(self._history())
         self._deliver(SchemaChanged(self._captured.catalog()))
@@ -362,7 +361,8 @@ class Tailer:
             now_s=time.monotonic(),
         )
         if tail.data is not None:
-            self._progress.resume(*transaction_mark(tail.data))
+            txid, commit = transaction_mark(tail.data)
+            self._progress.resume(txid, commit=commit)
         self._retain_at_s = time.monotonic()
         self._log_dirty = True
 
@@ -408,11 +408,7 @@ class Tailer:
         now_s = time.monotonic()
         if now_s >= self._retain_at_s:
             self._retain(now_s)
-        if (
-            quiet
-            and self._log_dirty
-            and now_s - self._progress.moved_s > self._config.prune_quiet_s
-        ):
+        if quiet and self._log_dirty and now_s - self._progress.moved_s > self._config.prune_quiet_s:
             self._log.checkpoint()
             self._log_dirty = False
         forced = self._progress.prune_forced(self._config, now_s)
@@ -464,7 +460,7 @@ class _Progress:
         self._txid: int | None = None
         self._commit_lsn = 0
 
-    def resume(self, txid: int, commit: bool) -> None:
+    def resume(self, txid: int, *, commit: bool) -> None:
         """Takes up the transaction of the log's last entry, if it had not ended there."""
         if not commit:
             self._txid = txid

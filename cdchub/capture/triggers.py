@@ -75,9 +75,7 @@ class _Recipe:
     def statements(self) -> dict[str, str]:
         prefix = f"{OWN_PREFIX}{self.table_id}"
         staged = ", ".join([*self.staged_key, *self.staged])
-        created = {
-            self.stage: f"CREATE TABLE {self.stage}(slot INTEGER PRIMARY KEY, live, {staged})"
-        }
+        created = {self.stage: f"CREATE TABLE {self.stage}(slot INTEGER PRIMARY KEY, live, {staged})"}
         when, body = self._stage_deleted()
         created[f"{prefix}_sd"] = (
             f"CREATE TRIGGER {prefix}_sd AFTER DELETE ON {self.stage} WHEN {when} BEGIN {body} END"
@@ -257,9 +255,7 @@ class _Recipe:
                 parts.append(f"_o.{quote(term.column)} {collate} = {self._new_value(term.column)}")
             else:
                 theirs = f"(SELECT ({term.expression}) FROM {self.table} WHERE {here})"
-                parts.append(
-                    f"{theirs} {collate} = (SELECT ({term.expression}) FROM {self._new()})"
-                )
+                parts.append(f"{theirs} {collate} = (SELECT ({term.expression}) FROM {self._new()})")
         if index.predicate is not None:
             predicate = f"({index.predicate})"
             parts.append(f"EXISTS (SELECT 1 FROM {self.table} WHERE {here} AND {predicate})")
@@ -283,9 +279,7 @@ class _Recipe:
         indexes = self.shape.unique
         if any(index.predicate or any(t.column is None for t in index.terms) for index in indexes):
             return ""
-        columns = sorted(
-            {t.column for index in indexes for t in index.terms if t.column is not None}
-        )
+        columns = sorted({t.column for index in indexes for t in index.terms if t.column is not None})
         changed = [f"NEW.{quote(name)} COLLATE BINARY IS NOT OLD.{quote(name)}" for name in columns]
         if self.rowid:
             changed.append(f"NEW.{self.rowid} IS NOT OLD.{self.rowid}")

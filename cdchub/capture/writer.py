@@ -93,9 +93,7 @@ class SourceWriterThread:
         except apsw.ConstraintError as error:
             raise ConstraintViolation(str(error)) from error
         except (apsw.BusyError, apsw.LockedError) as error:
-            raise Overloaded(
-                "another process holds the database's write lock; try again"
-            ) from error
+            raise Overloaded("another process holds the database's write lock; try again") from error
         except (apsw.FullError, apsw.IOError, apsw.ReadOnlyError, OSError, StartError) as error:
             raise Overloaded(f"the database can't be written now: {error}") from error
 

@@ -60,6 +60,7 @@ class Follower:
         self._tables = tables
         self._room = room
         self._reader = LogReader(paths.log) if paths.log.exists() else None
+        self._nonce: int | None = None
         self._open()
 
     def close(self) -> None:
@@ -99,9 +100,7 @@ class Follower:
     def _load(self) -> None:
         captured = install.load(self._connection)
         catalog = captured.catalog()
-        self._selection: Selection = catalog.select(
-            catalog.names(self._tables or ["*"]), self._room
-        )
+        self._selection: Selection = catalog.select(catalog.names(self._tables or ["*"]), self._room)
         self._matcher = Matcher(self._selection, catalog)
         self._decoder = Decoder(captured)
         self._schema_version = self._connection.pragma("schema_version")
@@ -117,14 +116,14 @@ class Follower:
             lsn = {Now: head.lsn, Beginning: first}.get(type(since), getattr(since, "lsn", first))
             if not first <= lsn <= head.lsn:
                 raise StartError(f"position {lsn} is not in the outbox ({first} to {head.lsn})")
-            self._cursor, self._nonce = Cursor(0, lsn), None
+            self._cursor = Cursor(0, lsn)
             return
         source_head = max(head.lsn, state.present.head_lsn)
         view = View(state, source_head, source_head, source_head)
         found = resolve(since, view)
         if isinstance(found, Gone):
             raise StartError(f"this position can't be served ({found.reason}): use --snapshot")
-        self._cursor, self._nonce = found, None
+        self._cursor = found
 
     def _log_state(self) -> LogState | None:
         if self._reader is None and self._paths.log.exists():

@@ -46,9 +46,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"cdchub {__version__}")
-    words = parser.add_subparsers(
-        dest="command", required=True, metavar="COMMAND", parser_class=Parser
-    )
+    words = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     commands = {
         "serve": _serve(words),
         "demo": _demo(words),
@@ -79,9 +77,7 @@ def _serve(words: Any) -> Parser:
     command.add_argument(
         "--allow-host", action="append", metavar="HOST", default=[], help="a Host to answer to"
     )
-    command.add_argument(
-        "--anonymous", action="store_true", help="serve anybody, also beyond loopback"
-    )
+    command.add_argument("--anonymous", action="store_true", help="serve anybody, also beyond loopback")
     command.add_argument("--heartbeat", type=float, metavar="S", help="seconds between heartbeats")
     command.add_argument("--drain", type=float, metavar="S", help="seconds to end open streams in")
     command.add_argument("--retain-age", type=float, metavar="S", help="keep changes so long")
@@ -151,9 +147,7 @@ def _choice(command: Parser) -> None:
     )
 
 
-def _defaults(
-    command: Parser, file: str | None, environment: Mapping[str, str]
-) -> dict[str, object]:
+def _defaults(command: Parser, file: str | None, environment: Mapping[str, str]) -> dict[str, object]:
     actions = {
         action.dest: action
         for action in command._actions

@@ -153,6 +153,8 @@ class Core:
         self._live: dict[Feed, set[Subscriber]] = {}
         self._others: set[Subscriber] = set()
         self._moved = asyncio.Event()
+        self._empty = asyncio.Event()
+        self._empty.set()
         self._tasks: asyncio.TaskGroup | None = None
         self._random = random.Random()
         self.draining = False
@@ -354,18 +356,16 @@ class Core:
         loop = asyncio.get_running_loop()
         for subscriber in self.subscribers():
             loop.call_later(self._random.uniform(0, window_s), self._end_politely, subscriber)
-        deadline_s = loop.time() + window_s
-        while self.subscribers() and loop.time() < deadline_s:
-            await asyncio.sleep(0.02)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(window_s):
+                await self._empty.wait()
         for subscriber in self.subscribers():
             self._end_politely(subscriber)
 
     def _end_politely(self, subscriber: Subscriber) -> None:
         if subscriber.state is not SubscriberState.CLOSED:
             position = self._position_of(subscriber)
-            subscriber.sink.write(
-                subscriber.feed.framer.closing(position, retry_ms=self.retry_ms())
-            )
+            subscriber.sink.write(subscriber.feed.framer.closing(position, retry_ms=self.retry_ms()))
             self.unsubscribe(subscriber, "drained")
 
     def _join(self, selection: Selection, framer: Framer) -> Feed:
@@ -375,6 +375,7 @@ class Core:
             feed = self._feeds[key] = Feed(selection, self.catalog, framer)
             self._live[feed] = set()
         feed.members += 1
+        self._empty.clear()
         return feed
 
     def _part(self, subscriber: Subscriber) -> None:
@@ -385,6 +386,8 @@ class Core:
         if not feed.members:
             del self._feeds[id(feed.framer), feed.selection]
             del self._live[feed]
+        if not self._feeds:
+            self._empty.set()
 
     def _leave_live(self, subscriber: Subscriber, event: SubscriberEvent, cursor: Cursor) -> None:
         subscriber.on(event)
@@ -429,7 +432,7 @@ class Core:
         if isinstance(error, CdchubError | OSError):
             logger.error("a stream ends with error %s: %s", error_id, error)
         else:
-            logger.exception("a stream ends with error %s", error_id)
+            logger.error("a stream ends with error %s", error_id, exc_info=error)
         subscriber.sink.write(
             subscriber.feed.framer.fault(
                 code="internal",
@@ -509,14 +512,10 @@ class Core:
             )
         except Expired:
             present = self._state.present.number
-            await self._reset(
-                subscriber, "expired" if subscriber.cursor.epoch == present else "epoch"
-            )
+            await self._reset(subscriber, "expired" if subscriber.cursor.epoch == present else "epoch")
             return
         await self._send(subscriber, page.entries)
-        if page.scanned_to > subscriber.cursor.lsn and not self._met_break(
-            subscriber, page.entries
-        ):
+        if page.scanned_to > subscriber.cursor.lsn and not self._met_break(subscriber, page.entries):
             subscriber.cursor = Cursor(subscriber.cursor.epoch, page.scanned_to)
 
     def _met_break(self, subscriber: Subscriber, entries: Sequence[Entry]) -> bool:
@@ -550,9 +549,7 @@ class Core:
         if reason == "epoch":
             subscriber.epoch_breaks += 1
             if subscriber.epoch_breaks > 1:
-                subscriber.sink.write(
-                    subscriber.feed.framer.closing(None, retry_ms=self.retry_ms())
-                )
+                subscriber.sink.write(subscriber.feed.framer.closing(None, retry_ms=self.retry_ms()))
                 raise _Ended("second_epoch_break")
         self.outcomes[f"reset_{reason}"] += 1
         subscriber.told_caught_up = False

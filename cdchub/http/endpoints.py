@@ -152,9 +152,7 @@ class Endpoints:
     ) -> PositionGone:
         position = (at and self._core.position(at)) or self._core.head
         named = tables or [table.name for table in self._core.catalog.chosen(selection)]
-        return PositionGone(
-            reason, tables=named, position=str(position), oldest=str(self._core.oldest)
-        )
+        return PositionGone(reason, tables=named, position=str(position), oldest=str(self._core.oldest))
 
     # GET /cdc/snapshot
 
@@ -218,7 +216,7 @@ class Endpoints:
 
 def _matching(entries: Sequence[Entry], matcher: Matcher) -> tuple[list[bytes], Entry | None]:
     """The matching changes up to the first break of a covered table, and that break."""
-    found = []
+    found: list[bytes] = []
     for entry in entries:
         if entry.type is ChangeType.BREAK:
             if matcher.covers(entry.table):

@@ -95,8 +95,7 @@ class Guard:
             return
         if urlsplit(origin).netloc.lower() != host.lower():
             raise Forbidden(
-                f"a page of {origin[:80]!r} may not change anything here; "
-                "allow it with --cors-origin"
+                f"a page of {origin[:80]!r} may not change anything here; allow it with --cors-origin"
             )
 
 

@@ -77,7 +77,7 @@ class LogWriter:
         created = not path.exists()
         try:
             self._db = _connect(path, database, created=created)
-            self._tables = dict(self._db.execute("SELECT name, id FROM tables"))
+            self._tables: dict[str, int] = dict(self._db.execute("SELECT name, id FROM tables"))
         except sqlite3.Error as error:
             raise LogUnusable(os.fspath(path), str(error)) from error
 
@@ -121,9 +121,7 @@ class LogWriter:
 
     # History.
 
-    def start_epoch(
-        self, *, base_lsn: int, base_nonce: int | None, now_ms: int, reason: str
-    ) -> Epoch:
+    def start_epoch(self, *, base_lsn: int, base_nonce: int | None, now_ms: int, reason: str) -> Epoch:
         """Begins a new history: the first entry in it will have LSN `base_lsn` + 1."""
         epoch = new_epoch()
         with self._transaction():
@@ -170,9 +168,7 @@ class LogWriter:
             try:
                 self._db.executemany("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
             except sqlite3.IntegrityError as error:
-                raise LogConflict(
-                    f"an LSN from {entries[0].lsn} on is in the log already"
-                ) from error
+                raise LogConflict(f"an LSN from {entries[0].lsn} on is in the log already") from error
 
     def sync(self) -> None:
         """Returns when every entry so far is on the disk."""
@@ -188,11 +184,15 @@ class LogWriter:
         """Moves the WAL into the database file, as far as readers allow. For idle moments."""
         self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
-    def bytes(self) -> int:
+    def size_bytes(self) -> int:
+        """What the entries take on disk: pages in use, without those that retention freed."""
+        pages: int
+        free: int
+        size: int
         (pages,) = self._db.execute("PRAGMA page_count").fetchone()
         (free,) = self._db.execute("PRAGMA freelist_count").fetchone()
         (size,) = self._db.execute("PRAGMA page_size").fetchone()
-        return int((pages - free) * size)
+        return (pages - free) * size
 
     def retain(self, retention: Retention, *, now_ms: int) -> int:
         """Deletes the oldest entries that a bound no longer covers, at most `RETAIN_ROWS_MAX`.
@@ -208,7 +208,7 @@ class LogWriter:
             return self._drop_epoch(oldest) if oldest is not present else 0
         entries = sum(info.head_lsn - info.floor_lsn for info in state.epochs)
         surplus = max(0, entries - retention.changes_max)
-        if self.bytes() > retention.bytes_max:
+        if self.size_bytes() > retention.bytes_max:
             surplus = RETAIN_ROWS_MAX
         aged = self._aged(oldest, int(now_ms - retention.age_s * 1000))
         count = min(max(surplus, aged), RETAIN_ROWS_MAX, held - kept_min)
@@ -216,12 +216,8 @@ class LogWriter:
             return 0
         floor = oldest.floor_lsn + count
         with self._transaction():
-            self._db.execute(
-                "DELETE FROM entries WHERE epoch = ? AND lsn <= ?", (oldest.number, floor)
-            )
-            self._db.execute(
-                "UPDATE epochs SET floor_lsn = ? WHERE number = ?", (floor, oldest.number)
-            )
+            self._db.execute("DELETE FROM entries WHERE epoch = ? AND lsn <= ?", (oldest.number, floor))
+            self._db.execute("UPDATE epochs SET floor_lsn = ? WHERE number = ?", (floor, oldest.number))
         return count
 
     def _aged(self, oldest: EpochInfo, before_ms: int) -> int:
@@ -233,7 +229,7 @@ class LogWriter:
             " WHERE ts >= ? ORDER BY lsn LIMIT 1",
             (oldest.number, RETAIN_ROWS_MAX, before_ms),
         ).fetchone()
-        return RETAIN_ROWS_MAX if row is None else int(row[0]) - oldest.floor_lsn - 1
+        return RETAIN_ROWS_MAX if row is None else int(row[0] - oldest.floor_lsn - 1)
 
     def _drop_epoch(self, info: EpochInfo) -> int:
         with self._transaction():
@@ -346,7 +342,7 @@ def _connect(path: Path, database: Path, *, created: bool) -> sqlite3.Connection
     if created:
         status = database.stat()
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, status.st_mode & 0o777))
-        os.chmod(path, status.st_mode & 0o777)
+        path.chmod(status.st_mode & 0o777)
         if os.geteuid() == 0:
             os.chown(path, status.st_uid, status.st_gid)
     connection = sqlite3.connect(path, isolation_level=None, timeout=5.0, check_same_thread=False)
@@ -398,8 +394,8 @@ def _page_query(
         arms.append((here + left, [table, room]))
         arms.append((here + f"e.type = {ChangeType.BREAK.value}", [table]))
     else:
-        for table in narrowing.tables:
-            arms.append(("AND e.tbl = (SELECT id FROM tables WHERE name = ?)", [table]))
+        here = "AND e.tbl = (SELECT id FROM tables WHERE name = ?)"
+        arms.extend((here, [table]) for table in narrowing.tables)
     sql = " UNION ALL ".join(
         f"SELECT {_COLUMNS} FROM entries e JOIN tables t ON t.id = e.tbl"
         f" WHERE e.epoch = ? AND e.lsn > ? AND e.lsn <= ? {condition}"

@@ -7,7 +7,7 @@ holds a raw line feed, so one `data` line is enough.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -79,6 +79,6 @@ def _id_line(position: Position | None) -> str:
     return "" if position is None else f"id: {position}\n"
 
 
-def _event(name: str, data: dict[str, object], *, id: str | None = None) -> bytes:
+def _event(name: str, data: Mapping[str, object], *, id: str | None = None) -> bytes:
     id_line = b"" if id is None else f"id: {id}\n".encode()
     return b"%sevent: %s\ndata: %s\n\n" % (id_line, name.encode(), _encoder.encode(data))

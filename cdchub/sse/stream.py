@@ -96,7 +96,7 @@ class StreamEndpoint:
 
     def _open(self, request: Request) -> Response:
         selection, snapshot = self._wanted(request)
-        start = self._start(request, snapshot)
+        start = self._start(request, snapshot=snapshot)
         self._core.admit()
         if request.method == "HEAD":
             return Response(media_type=MEDIA_TYPE, headers=dict(_HEADERS))
@@ -125,7 +125,7 @@ class StreamEndpoint:
         selection = self._core.catalog.select(names, query.get("room"))
         return selection, query.get("snapshot") == "1"
 
-    def _start(self, request: Request, snapshot: bool) -> Cursor | Gone | None:
+    def _start(self, request: Request, *, snapshot: bool) -> Cursor | Gone | None:
         """Where to begin: Last-Event-ID wins over `since`; None means with a snapshot."""
         query = request.query_params
         text = query.get("since", query.get("startLSN"))

@@ -118,9 +118,7 @@ class TodoApi:
         async with self._writer.transaction() as tx:
             have = {row[0] for row in await tx.execute("SELECT id FROM todos")}
             if len(ids) != len(set(ids)) or set(ids) != have:
-                raise ValidationFailed(
-                    {"ids": "These are not the ids of all todos; load them again"}
-                )
+                raise ValidationFailed({"ids": "These are not the ids of all todos; load them again"})
             for position, identity in enumerate(ids):
                 await tx.execute(
                     "UPDATE todos SET position = ?, updated_at = ? WHERE id = ? AND position <> ?",

@@ -1,0 +1,49 @@
+# Everything runs in one virtual environment: the active one, else .venv, which is made here.
+# uv makes it in seconds where it is installed; otherwise Python's own venv and pip do.
+VENV := $(or $(VIRTUAL_ENV),.venv)
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.cdchub-installed
+DEV := $(VENV)/.cdchub-dev-installed
+PYTHON ?= python3
+UV := $(shell command -v uv 2>/dev/null)
+
+.PHONY: demo test lint soak bench clean
+
+demo: $(STAMP)  ## serve a ready-made database with a live page
+	$(BIN)/cdchub demo $(ARGS)
+
+test: $(DEV)  ## all tests; ARGS="-k name" runs some
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(DEV)  ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+soak: $(DEV)  ## the long run: 50,000 changes while the hub is killed ten times
+	$(BIN)/python loadtest/soak.py $(ARGS)
+
+bench: $(DEV)  ## latency, idle cost, restart time and disturbance of writers
+	$(BIN)/python loadtest/spine.py $(ARGS)
+
+$(STAMP): pyproject.toml
+ifeq ($(UV),)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+else
+	test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) $(VENV)
+	$(UV) pip install --quiet --python $(BIN)/python --editable .
+endif
+	touch $@
+
+$(DEV): $(STAMP)
+ifeq ($(UV),)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group dev
+else
+	$(UV) pip install --quiet --python $(BIN)/python --group dev
+endif
+	touch $@
+
+clean:  ## remove what make made here
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

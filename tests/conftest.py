@@ -1,0 +1,71 @@
+"""What tests share: databases, writers in other processes, hubs as processes, and leak checks.
+
+Nothing of ours is mocked. A hub under test is `cdchub serve` on port 0, in a process of its own, as
+a user runs it; a writer is another process too, because one process must not open a file with two
+SQLite libraries.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness import HubProcess, make_database
+
+_PROGRAMS = {"chromium": "chromium", "sqlite3": "sqlite3", "curl": "curl", "node": "node"}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A test that needs a missing program is skipped with the reason; CI makes that a failure."""
+    required = os.environ.get("CDCHUB_REQUIRE_ALL") == "1"
+    for item in items:
+        for mark in item.iter_markers("needs"):
+            program = mark.args[0]
+            if shutil.which(_PROGRAMS[program]) is None and not required:
+                item.add_marker(pytest.mark.skip(reason=f"{program} is not installed"))
+
+
+@pytest.fixture(autouse=True)
+def no_leaks() -> Iterator[None]:
+    """Descriptors and threads that a test opened are closed when it ends."""
+    descriptors, threads = _descriptors(), set(threading.enumerate())
+    yield
+    gc.collect()
+    left = [t for t in threading.enumerate() if t not in threads and t.name.startswith("cdchub")]
+    assert not left, f"threads left over: {left}"
+    leaked = {d: _target(d) for d in _descriptors() - descriptors}
+    ours = {d: target for d, target in leaked.items() if "cdchub" in target or ".db" in target}
+    assert not ours, f"descriptors left open: {ours}"
+
+
+def _descriptors() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))
+
+
+def _target(descriptor: str) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{descriptor}")
+    except OSError:
+        return ""
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    """A database in WAL mode with a todos table, made by another process."""
+    return make_database(
+        tmp_path / "app.db",
+        "CREATE TABLE todos(id TEXT PRIMARY KEY, title TEXT, completed INTEGER DEFAULT 0)",
+    )
+
+
+@pytest.fixture
+def hub(database: Path) -> Iterator[HubProcess]:
+    """`cdchub serve` on `database`, ready."""
+    with HubProcess(database) as process:
+        yield process
