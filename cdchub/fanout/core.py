@@ -551,14 +551,20 @@ class Core:
             if subscriber.epoch_breaks > 1:
                 subscriber.sink.write(subscriber.feed.framer.closing(None, retry_ms=self.retry_ms()))
                 raise _Ended("second_epoch_break")
-        self.outcomes[f"reset_{reason}"] += 1
-        subscriber.told_caught_up = False
         selection = subscriber.feed.selection
-        tables = [info.name for info in self.catalog.chosen(selection)]
         if table is None:
             subscriber.cursor = self._cursor_at_head()
+            self._tell_reset(subscriber, reason, [info.name for info in self.catalog.chosen(selection)])
         else:
-            tables = [table]
+            self._tell_reset(subscriber, reason, [table])
+            selection = Selection((table,), selection.room)
+        subscriber.has_position = True
+        if subscriber.snapshot:
+            await self._send_snapshot(subscriber, selection)
+
+    def _tell_reset(self, subscriber: Subscriber, reason: str, tables: Sequence[str]) -> None:
+        self.outcomes[f"reset_{reason}"] += 1
+        subscriber.told_caught_up = False
         position = self.position(subscriber.cursor)
         if position is None:
             raise _Ended("epoch_expired")
@@ -571,33 +577,51 @@ class Core:
                 resumable=not subscriber.snapshot,
             )
         )
-        subscriber.has_position = not subscriber.snapshot
-        if subscriber.snapshot:
-            restricted = selection if table is None else Selection((table,), selection.room)
-            await self._send_snapshot(subscriber, restricted)
 
     async def _send_snapshot(self, subscriber: Subscriber, selection: Selection) -> None:
         """Sends the present rows of `selection`, which may be some of the subscription's tables."""
         subscriber.has_position = False
-        framer = subscriber.feed.framer
-        async with self._snapshots.open(selection) as snapshot:
-            if selection != subscriber.feed.selection:
-                await self._send_others(subscriber, selection, snapshot.cursor.lsn)
-            position = self.position(snapshot.cursor)
-            if position is None:
-                raise _Ended("epoch_expired")
-            tables = selection.tables or snapshot.tables
-            subscriber.sink.write(framer.snapshot_begin(position, tables))
-            async for lines in snapshot.lines():
-                subscriber.sink.write(framer.snapshot_rows(lines))
-                await self._room_to_write(subscriber)
-            subscriber.sink.write(framer.snapshot_end(position))
-        subscriber.cursor = snapshot.cursor
+        sent = False
+        while not sent:
+            async with self._snapshots.open(selection) as snapshot:
+                broken = None
+                if selection != subscriber.feed.selection:
+                    if snapshot.cursor.epoch != subscriber.cursor.epoch:
+                        # Another history began meanwhile: some tables alone won't do any more.
+                        await self._reset(subscriber, "epoch")
+                        return
+                    broken = await self._send_others(subscriber, selection, snapshot.cursor.lsn)
+                if broken is None:
+                    await self._send_rows(subscriber, selection, snapshot)
+                    sent = True
+                else:
+                    # Another table broke before this snapshot: it joins in a newer one.
+                    self._tell_reset(subscriber, "schema", [broken])
+                    tables = {*(selection.tables or ()), broken}
+                    selection = Selection(tuple(sorted(tables)), selection.room)
         subscriber.has_position = True
 
-    async def _send_others(self, subscriber: Subscriber, but: Selection, upto: int) -> None:
-        """The changes up to a snapshot of the tables that it does not cover, without positions."""
-        matcher = subscriber.feed.matcher
+    async def _send_rows(
+        self, subscriber: Subscriber, selection: Selection, snapshot: SnapshotStream
+    ) -> None:
+        framer = subscriber.feed.framer
+        position = self.position(snapshot.cursor)
+        if position is None:
+            raise _Ended("epoch_expired")
+        tables = selection.tables or snapshot.tables
+        subscriber.sink.write(framer.snapshot_begin(position, tables))
+        async for lines in snapshot.lines():
+            subscriber.sink.write(framer.snapshot_rows(lines))
+            await self._room_to_write(subscriber)
+        subscriber.sink.write(framer.snapshot_end(position))
+        subscriber.cursor = snapshot.cursor
+
+    async def _send_others(self, subscriber: Subscriber, but: Selection, upto: int) -> str | None:
+        """The changes up to a snapshot of the tables that it does not cover, without positions.
+
+        Stops at the break of such a table, and returns its name.
+        """
+        matcher, framer = subscriber.feed.matcher, subscriber.feed.framer
         without = set(but.tables or ())
         while subscriber.cursor.lsn < upto:
             page = await self.page(
@@ -608,15 +632,20 @@ class Core:
             )
             if isinstance(page, Gone):
                 raise _Ended("expired_in_snapshot")
-            if not page.entries:
+            if page.scanned_to == subscriber.cursor.lsn:
                 await asyncio.wait_for(self._moved.wait(), self._config.ahead_wait_s)
                 continue
             for entry in page.entries:
                 if entry.lsn > upto:
                     break
-                if entry.table not in without and entry.type is not ChangeType.BREAK:
-                    data = matcher.data(entry)
-                    if data is not None:
-                        subscriber.sink.write(subscriber.feed.framer.change_without_position(data))
+                subscriber.cursor = Cursor(subscriber.cursor.epoch, entry.lsn)
+                if entry.table in without or not matcher.covers(entry.table):
+                    continue
+                if entry.type is ChangeType.BREAK:
+                    return entry.table
+                data = matcher.data(entry)
+                if data is not None:
+                    subscriber.sink.write(framer.change_without_position(data))
             subscriber.cursor = Cursor(subscriber.cursor.epoch, min(page.scanned_to, upto))
             await self._room_to_write(subscriber)
+        return None
