@@ -34,7 +34,7 @@ def create_app(hub: Hub) -> Starlette:
         status=hub.status,
         failing=lambda: hub.failing,
     )
-    todos = views.TodoApi(hub.writer, config.http, catalog=lambda: hub.core.catalog)
+    todos = views.TodoApi(hub.writer, config.http, catalog=lambda: hub.core.present.catalog)
     cdc = [
         Route("/stream", StreamEndpoint(hub.core, config.stream).open),
         Route("/changes", endpoints.changes),

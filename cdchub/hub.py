@@ -21,7 +21,7 @@ from cdchub.capture.install import Choice
 from cdchub.capture.tailer import Tailer
 from cdchub.capture.writer import SourceWriterThread
 from cdchub.config import Config
-from cdchub.fanout import Core
+from cdchub.fanout import Core, Present
 from cdchub.log import LogReader, LogWriter, Ring
 from cdchub.log.protocol import Appended, Cursor, Delivery, Narrowing, Page, Retention
 from cdchub.spools import Spools
@@ -122,10 +122,9 @@ class Hub:
         threads = ThreadPoolExecutor(config.log.reader_threads, thread_name_prefix="cdchub-log")
         stack.callback(reader.close)
         stack.callback(threads.shutdown)
-        self.spools = Spools(self.paths, config.snapshot, anchor=lambda: self.core.anchor)
+        self.spools = Spools(self.paths, config.snapshot, anchor=lambda: self.core.present.anchor)
         stack.push_async_callback(self.spools.close)
-        self.core = Core(
-            config.stream,
+        present = Present(
             history=self._history,
             catalog=self._catalog,
             ring=Ring(
@@ -133,9 +132,8 @@ class Hub:
                 head_lsn=self._history.state.present.head_lsn,
             ),
             log=_LogPages(reader, threads),
-            snapshots=self.spools,
-            taken=self._tailer.accepted,
         )
+        self.core = Core(config.stream, present, snapshots=self.spools, taken=self._tailer.accepted)
         self.writer = SourceWriterThread(
             self.paths, kick=self._tailer.kick, write_s_max=config.http.write_s_max
         )
@@ -166,7 +164,7 @@ class Hub:
 
     def status(self) -> dict[str, object]:
         """What `/cdc/status` says: names in the style of the wire, times in milliseconds."""
-        core, counters = self.core, self._tailer.counters
+        core, present, counters = self.core, self.core.present, self._tailer.counters
         subscribers = core.subscribers()
         by_table: Counter[str] = Counter()
         for subscriber in subscribers:
@@ -180,10 +178,10 @@ class Hub:
             "version": __version__,
             "database": str(self.paths.database),
             "uptimeMs": int((time.monotonic() - self._started_s) * 1000),
-            "epoch": core.head.epoch,
-            "firstLsn": core.oldest.lsn + 1,
-            "headLsn": core.head.lsn,
-            "tables": [table.name for table in core.catalog.tables],
+            "epoch": present.head.epoch,
+            "firstLsn": present.oldest.lsn + 1,
+            "headLsn": present.head.lsn,
+            "tables": [table.name for table in present.catalog.tables],
             "subscribers": {
                 "total": len(subscribers),
                 "byTransport": dict(Counter(sub.transport for sub in subscribers)),
@@ -197,7 +195,7 @@ class Hub:
                 "wake": "inotify" if self._tailer.uses_inotify else "poll",
                 "changes": counters.changes,
                 "batches": counters.batches,
-                "lagLsn": max(0, core.view.source_head_lsn - core.head.lsn),
+                "lagLsn": max(0, present.view.source_head_lsn - present.head.lsn),
                 "lastCommitMs": counters.last_commit_ms,
                 "busy": counters.busy,
                 "faults": counters.faults,
@@ -210,7 +208,7 @@ class Hub:
             },
             "log": {
                 "bytes": log_bytes,
-                "ringBytes": core.ring_bytes,
+                "ringBytes": present.ring_bytes,
                 "entriesExpired": counters.entries_expired,
                 "snapshotsTaken": self.spools.taken,
             },

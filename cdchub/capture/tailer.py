@@ -14,9 +14,7 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable
 
 import apsw
 
@@ -28,6 +26,7 @@ from cdchub.capture.connection import (
     read_transaction,
     require_wal,
 )
+from cdchub.capture.epoch import break_in_history, source_mark, start_epoch
 from cdchub.capture.outbox import (
     Anchor,
     Decoder,
@@ -37,10 +36,11 @@ from cdchub.capture.outbox import (
     prune,
     read_rows,
 )
+from cdchub.capture.progress import CaptureCounters, Progress
 from cdchub.capture.triggers import OUTBOX
 from cdchub.capture.wake import Hint, Wake
 from cdchub.catalog import Catalog
-from cdchub.change import Entry, transaction_mark
+from cdchub.change import transaction_mark
 from cdchub.config import CaptureConfig
 from cdchub.errors import CdchubError, StartError
 from cdchub.log.protocol import (
@@ -51,32 +51,12 @@ from cdchub.log.protocol import (
     LogConflict,
     Retention,
     SchemaChanged,
-    SourceMark,
 )
 
 logger = logging.getLogger("cdchub.capture")
 
 _BUSY = (apsw.BusyError, apsw.LockedError)
 _FAULTS = (apsw.Error, sqlite3.Error, OSError, CdchubError, LogConflict)
-
-
-@dataclass(slots=True)
-class CaptureCounters:
-    """What happened since the start; one writer, the tailer's thread, read by anyone."""
-
-    changes: int = 0
-    batches: int = 0
-    busy: int = 0
-    faults: int = 0
-    epochs_started: int = 0
-    breaks: int = 0
-    prunes_quiet: int = 0
-    prunes_forced: int = 0
-    rows_pruned: int = 0
-    entries_expired: int = 0
-    last_commit_ms: int = 0
-    failing: str | None = None
-    warnings: list[str] = field(default_factory=list)
 
 
 class Tailer:
@@ -104,7 +84,7 @@ class Tailer:
         self._handover = threading.BoundedSemaphore(capture.handover_batches)
         self._thread = threading.Thread(target=self._run, name="cdchub-tailer")
         self.counters = CaptureCounters()
-        self._progress = _Progress(Anchor(0, None), pruned_lsn=0, now_s=0.0)
+        self._progress = Progress(Anchor(0, None), pruned_lsn=0, now_s=0.0)
 
     # Called from outside.
 
@@ -341,21 +321,17 @@ class Tailer:
                 connection.execute("ROLLBACK")
             raise
         self._take(outcome)
-        mark = SourceMark(
-            install_id=outcome.captured.install_id,
-            inode=self._paths.database.stat().st_ino,
-            boot_id=_boot_id(),
-        )
-        reason = self._log.belongs_to(mark, just_installed=outcome.fresh) or reason
-        if reason is None:
-            reason = self._mismatch()
+        mark = source_mark(self._paths, outcome.captured.install_id)
+        found = break_in_history(connection, self._log, mark, just_installed=outcome.fresh)
+        reason = found or reason
         if reason is not None:
-            self._start_epoch(reason)
+            start_epoch(connection, self._log, reason, now_ms=_now_ms())
+            self.counters.epochs_started += 1
         self._log.adopt(mark)
         self._log_state = self._log.state()
         tail = self._log.tail()
         oldest = connection.execute(f"SELECT min(lsn) FROM {OUTBOX}").get
-        self._progress = _Progress(
+        self._progress = Progress(
             Anchor(tail.lsn, tail.nonce),
             pruned_lsn=tail.lsn if oldest is None else oldest - 1,
             now_s=time.monotonic(),
@@ -365,42 +341,6 @@ class Tailer:
             self._progress.resume(txid, commit=commit)
         self._retain_at_s = time.monotonic()
         self._log_dirty = True
-
-    def _mismatch(self) -> str | None:
-        """Whether the outbox continues the log: None if so, else the reason for a new epoch."""
-        tail = self._log.tail()
-        try:
-            with read_transaction(self._connection):
-                read_rows(self._connection, after=Anchor(tail.lsn, tail.nonce), width=1, limit=1)
-        except HistoryBroken as broken:
-            logger.warning("the source is not the one that was read before (%s)", broken)
-            return "restored"
-        return None
-
-    def _start_epoch(self, reason: str) -> None:
-        with read_transaction(self._connection):
-            base = self._base(reason)
-        epoch = self._log.start_epoch(
-            base_lsn=base.lsn, base_nonce=base.nonce, now_ms=_now_ms(), reason=reason
-        )
-        self.counters.epochs_started += 1
-        if reason != "new":
-            logger.warning("a new epoch begins: %s (%s)", epoch, reason)
-
-    def _base(self, reason: str) -> Anchor:
-        """Where a new epoch begins. What the outbox holds beyond it enters the log."""
-        if reason == "new":
-            # Everything since capture was installed belongs to this history.
-            oldest = self._connection.execute(f"SELECT min(lsn) FROM {OUTBOX}").get
-            return outbox_head(self._connection) if oldest is None else Anchor(oldest - 1, None)
-        tail = self._log.tail() if reason == "unclean" else None
-        if tail is not None and self._mismatch_free(tail.lsn, tail.nonce):
-            return Anchor(tail.lsn, tail.nonce)
-        return outbox_head(self._connection)
-
-    def _mismatch_free(self, lsn: int, nonce: int | None) -> bool:
-        found = self._connection.execute(f"SELECT nonce FROM {OUTBOX} WHERE lsn = ?", (lsn,)).get
-        return nonce is not None and found == nonce
 
     # Looking after outbox and log.
 
@@ -446,84 +386,5 @@ class Tailer:
             progress.end_prune(now_s=time.monotonic())
 
 
-class _Progress:
-    """Where the tailer is: the anchor, the open transaction, and how much the outbox holds."""
-
-    def __init__(self, anchor: Anchor, *, pruned_lsn: int, now_s: float) -> None:
-        self.anchor = anchor
-        self.moved_s = now_s
-        self.outbox_bytes = 0
-        self.pruning = False
-        self.prune_below = 0
-        self._pruned_lsn = pruned_lsn
-        self._pruned_s = now_s
-        self._txid: int | None = None
-        self._commit_lsn = 0
-
-    def resume(self, txid: int, *, commit: bool) -> None:
-        """Takes up the transaction of the log's last entry, if it had not ended there."""
-        if not commit:
-            self._txid = txid
-
-    def entries(self, rows: Sequence[RawRow], head_lsn: int, decoder: Decoder) -> list[Entry]:
-        """The rows as entries with their transactions: a snapshot's rows are one transaction.
-
-        A transaction that is larger than a batch goes on in the next one, up to the head that was
-        seen when it began.
-        """
-        entries: list[Entry] = []
-        rest = rows
-        while rest:
-            if self._txid is None or self._commit_lsn == 0:
-                self._txid = self._txid or rest[0].lsn
-                self._commit_lsn = head_lsn
-            inside = self._commit_lsn - rest[0].lsn + 1
-            part, rest = rest[:inside], rest[inside:]
-            entries += decoder.entries(part, txid=self._txid, commit_lsn=self._commit_lsn)
-            if part[-1].lsn == self._commit_lsn:
-                self._txid, self._commit_lsn = None, 0
-        return entries
-
-    def moved_to(self, row: RawRow, *, now_s: float) -> None:
-        self.anchor = Anchor(row.lsn, row.nonce)
-        self.moved_s = now_s
-
-    @property
-    def _prunable(self) -> int:
-        return self.anchor.lsn - 1 - self._pruned_lsn
-
-    def prune_due(self, config: CaptureConfig, now_s: float) -> bool:
-        if now_s - self.moved_s < config.prune_quiet_s:
-            return False
-        old = now_s - self._pruned_s > config.prune_soft_age_s
-        return self.pruning or self._prunable >= (1 if old else config.prune_soft_rows)
-
-    def prune_forced(self, config: CaptureConfig, now_s: float) -> bool:
-        return self._prunable > 0 and (
-            self._prunable >= config.prune_hard_rows
-            or self.outbox_bytes >= config.prune_hard_bytes
-            or now_s - self._pruned_s > config.prune_hard_age_s
-        )
-
-    def begin_prune(self) -> None:
-        self.pruning = True
-        # The anchor itself stays: it is how a restored source is recognised.
-        self.prune_below = self.anchor.lsn
-
-    def end_prune(self, *, now_s: float) -> None:
-        self.pruning = False
-        self._pruned_lsn = self.prune_below - 1
-        self._pruned_s = now_s
-        self.outbox_bytes = 0
-
-
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-def _boot_id() -> str:
-    """Names the present run of the operating system; empty where it can't be told."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""

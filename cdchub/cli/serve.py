@@ -59,7 +59,7 @@ async def _serve(hub: Hub, listener: socket.socket, *, demo: bool) -> None:
 
 def start_line(hub: Hub, url: str) -> str:
     """What is captured and where to point a browser, in one line."""
-    names = [table.name for table in hub.core.catalog.tables]
+    names = [table.name for table in hub.core.present.catalog.tables]
     shown = ", ".join(names[:_TABLES_NAMED_MAX]) + (", …" if len(names) > _TABLES_NAMED_MAX else "")
     example = names[0] if len(names) == 1 else "*"
     count = f"{len(names)} table" + ("" if len(names) == 1 else "s")

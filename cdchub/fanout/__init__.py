@@ -1,7 +1,10 @@
 """Fan-out: from the log to subscribers, each a cursor; feeds share the bytes."""
 
-from cdchub.fanout.core import Core, LogPages, Sink, Snapshots, SnapshotStream, Subscriber
+from cdchub.fanout.catchup import Subscriber
+from cdchub.fanout.core import Core
 from cdchub.fanout.feed import Feed, Framer, Matcher
+from cdchub.fanout.ports import LogPages, Sink, Snapshots, SnapshotStream
+from cdchub.fanout.present import Present
 from cdchub.fanout.subscriber import Gone, View, resolve
 
 __all__ = [
@@ -11,6 +14,7 @@ __all__ = [
     "Gone",
     "LogPages",
     "Matcher",
+    "Present",
     "Sink",
     "SnapshotStream",
     "Snapshots",

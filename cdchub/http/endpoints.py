@@ -51,6 +51,7 @@ class Endpoints:
         failing: Callable[[], str | None],
     ) -> None:
         self._core = core
+        self._present = core.present
         self._config = config
         self._snapshots = snapshots
         self._status = status
@@ -68,8 +69,8 @@ class Endpoints:
         text = query.get("since", query.get("startLSN"))
         since = Beginning() if text is None else parse_since(text)
         # Taken before anything is awaited: a change that comes meanwhile ends the wait at once.
-        head = self._core.head
-        start = resolve(since, self._core.view)
+        head = self._present.head
+        start = resolve(since, self._present.view)
         deadline_s = asyncio.get_running_loop().time() + wait_s
         while True:
             if isinstance(start, Gone):
@@ -80,17 +81,17 @@ class Endpoints:
                 return self._page(request, scanned, found)
             start = scanned
             await self._long_poll(head, left_s)
-            head = self._core.head
+            head = self._present.head
 
     async def _collect(
         self, start: Cursor, selection: Selection, limit: int
     ) -> tuple[list[bytes], Cursor]:
         """Up to `limit` matching changes after `start`, and how far that scanned."""
-        matcher = Matcher(selection, self._core.catalog)
+        matcher = Matcher(selection, self._present.catalog)
         found: list[bytes] = []
         size, cursor = 0, start
         while len(found) < limit and size < _PAGE_BYTES_MAX:
-            page = await self._core.page(
+            page = await self._present.page(
                 cursor, matcher.narrowing(), rows_max=limit - len(found), bytes_max=_PAGE_BYTES_MAX
             )
             if isinstance(page, Gone):
@@ -120,15 +121,15 @@ class Endpoints:
             raise Overloaded("too many requests are waiting already")
         self._long_polls += 1
         try:
-            await self._core.wait_beyond(head, timeout_s)
+            await self._present.wait_beyond(head, timeout_s)
         finally:
             self._long_polls -= 1
 
     def _page(self, request: Request, scanned: Cursor, found: list[bytes]) -> Response:
-        position = self._core.position(scanned)
+        position = self._present.position(scanned)
         if position is None:
             raise PositionGone(
-                "epoch", tables=(), position=str(self._core.head), oldest=str(self._core.oldest)
+                "epoch", tables=(), position=str(self._present.head), oldest=str(self._present.oldest)
             )
         headers = {**_NO_STORE, "X-CDC-Position": str(position)}
         if NDJSON in request.headers.get("accept", ""):
@@ -138,8 +139,8 @@ class Endpoints:
             "epoch": position.epoch,
             "changes": [msgspec.Raw(data) for data in found],
             "next": str(position),
-            "head": str(self._core.head),
-            "upToDate": position == self._core.head,
+            "head": str(self._present.head),
+            "upToDate": position == self._present.head,
         }
         return Response(_encoder.encode(document), media_type="application/json", headers=headers)
 
@@ -150,9 +151,11 @@ class Endpoints:
         tables: Sequence[str] | None = None,
         at: Cursor | None = None,
     ) -> PositionGone:
-        position = (at and self._core.position(at)) or self._core.head
-        named = tables or [table.name for table in self._core.catalog.chosen(selection)]
-        return PositionGone(reason, tables=named, position=str(position), oldest=str(self._core.oldest))
+        position = (at and self._present.position(at)) or self._present.head
+        named = tables or [table.name for table in self._present.catalog.chosen(selection)]
+        return PositionGone(
+            reason, tables=named, position=str(position), oldest=str(self._present.oldest)
+        )
 
     # GET /cdc/snapshot
 
@@ -168,7 +171,7 @@ class Endpoints:
             format = SnapshotFormat.ROWS
         stack = AsyncExitStack()
         snapshot = await stack.enter_async_context(self._snapshots.open(selection, format))
-        position = self._core.position(snapshot.cursor) or self._core.head
+        position = self._present.position(snapshot.cursor) or self._present.head
         return _SnapshotResponse(stack, snapshot, position, selection.tables[0], media)
 
     # The small ones.
@@ -182,7 +185,7 @@ class Endpoints:
                     "room": table.room,
                     "columns": [{"name": c.name, "type": c.type} for c in table.columns],
                 }
-                for table in self._core.catalog.tables
+                for table in self._present.catalog.tables
             ]
         )
 
@@ -210,7 +213,7 @@ class Endpoints:
                 raise NotImplementedYet(f"{name}=")
         if query.get("format", "cdchub") != "cdchub":
             raise NotImplementedYet("format=" + query["format"][:40])
-        catalog = self._core.catalog
+        catalog = self._present.catalog
         return catalog.select(catalog.names(query.getlist("table")), query.get("room"))
 
 

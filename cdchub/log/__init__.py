@@ -1,6 +1,7 @@
 """The change log: append-only, keyed by (epoch number, LSN), and its recent tail in memory."""
 
+from cdchub.log.reader import LogReader
 from cdchub.log.ring import Ring
-from cdchub.log.sqlite import LogReader, LogWriter
+from cdchub.log.writer import LogWriter
 
 __all__ = ["LogReader", "LogWriter", "Ring"]

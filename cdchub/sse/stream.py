@@ -82,6 +82,7 @@ class StreamEndpoint:
 
     def __init__(self, core: Core, config: StreamConfig) -> None:
         self._core = core
+        self._present = core.present
         self._config = config
         self._framer = SseFramer()
 
@@ -101,10 +102,10 @@ class StreamEndpoint:
         if request.method == "HEAD":
             return Response(media_type=MEDIA_TYPE, headers=dict(_HEADERS))
         sink = StreamSink()
-        position = self._core.position(start) if isinstance(start, Cursor) else None
+        position = self._present.position(start) if isinstance(start, Cursor) else None
         if isinstance(start, Gone) and not snapshot:
             # The reset's own position is the first one of this stream.
-            position = self._core.head
+            position = self._present.head
         sink.write(self._framer.opening(position, retry_ms=self._core.retry_ms()))
         subscriber = self._core.subscribe(
             selection, self._framer, sink, start, snapshot=snapshot, transport="sse"
@@ -121,8 +122,8 @@ class StreamEndpoint:
                 raise NotImplementedYet(f"{name}=")
         if query.get("format", "cdchub") != "cdchub":
             raise NotImplementedYet("format=" + query["format"][:40])
-        names = self._core.catalog.names(query.getlist("table"))
-        selection = self._core.catalog.select(names, query.get("room"))
+        names = self._present.catalog.names(query.getlist("table"))
+        selection = self._present.catalog.select(names, query.get("room"))
         return selection, query.get("snapshot") == "1"
 
     def _start(self, request: Request, *, snapshot: bool) -> Cursor | Gone | None:
@@ -141,7 +142,7 @@ class StreamEndpoint:
             if snapshot:
                 return None
             since = Now()
-        return resolve(since, self._core.view)
+        return resolve(since, self._present.view)
 
     def _refuse(self, refused: PassingRefusal) -> Response:
         retry_after_ms = max(refused.retry_after_ms, self._core.retry_ms())

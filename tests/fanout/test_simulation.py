@@ -76,7 +76,7 @@ class Simulation:
             client.cut()
             client.connect()
         elif draw < 0.90:
-            self.core._heartbeat()
+            self.core.heartbeat()
         elif draw < 0.93:
             self.core.accept(self.source.schema_break(self.rng.choice(TABLES)))
         elif draw < 0.96:

@@ -19,7 +19,7 @@ from pathlib import Path
 from cdchub.catalog import Affinity, Catalog, ColumnInfo, Selection, TableInfo
 from cdchub.change import ChangeType, Entry, encode_break, encode_change
 from cdchub.config import StreamConfig
-from cdchub.fanout import Core, Gone, Subscriber, resolve
+from cdchub.fanout import Core, Gone, Present, Subscriber, resolve
 from cdchub.log import LogReader, LogWriter, Ring
 from cdchub.log.protocol import (
     Appended,
@@ -277,17 +277,17 @@ class SimClient:
         since: Since | None = parse_position(last_id) if last_id else None
         start: Cursor | Gone | None
         if since is None:
-            start = None if self.snapshot else resolve(Now(), self._core.view)
+            start = None if self.snapshot else resolve(Now(), self._core.present.view)
             self.received = []
             self.begun_at = None
             if isinstance(start, Cursor):
-                position = self._core.position(start)
+                position = self._core.present.position(start)
                 assert position is not None
                 self.begun_at = (position.epoch, position.lsn)
         else:
-            start = resolve(since, self._core.view)
+            start = resolve(since, self._core.present.view)
         self.sink = SimSink()
-        position = self._core.position(start) if isinstance(start, Cursor) else None
+        position = self._core.present.position(start) if isinstance(start, Cursor) else None
         self.sink.write(self._framer.opening(position, retry_ms=1))
         self.subscriber = self._core.subscribe(
             self.selection, self._framer, self.sink, start, snapshot=self.snapshot, transport="sim"
@@ -346,12 +346,10 @@ async def _ticks(count: int) -> None:
 
 
 def make_core(source: SimSource, log: SimLog, rng: random.Random, config: StreamConfig) -> Core:
-    return Core(
-        config,
+    present = Present(
         history=source.history,
         catalog=CATALOG,
         ring=Ring(bytes_max=6_000, head_lsn=source.head),
         log=log,
-        snapshots=SimSnapshots(source, rng),
-        taken=lambda: None,
     )
+    return Core(config, present, snapshots=SimSnapshots(source, rng), taken=lambda: None)

@@ -23,7 +23,7 @@ const filterButtons = [...document.querySelectorAll("[data-filter]")];
 let todos = [];
 let loaded = false;
 let filter = "all";
-const items = new Map(); // id → <li>
+const items = new Map(); // key → <li>. The key and not the id, because ids may be NULL in SQLite.
 
 const byPosition = (a, b) =>
   a.position - b.position || a.created_at - b.created_at || (a.id < b.id ? -1 : 1);
@@ -37,7 +37,7 @@ async function send(method, path, body) {
       body: body === undefined ? undefined : JSON.stringify(body),
     });
   } catch {
-    throw new Error("The hub can't be reached. Try again when it is back.");
+    throw new Error("The hub can't be reached. Try again later.");
   }
   if (response.ok) return;
   const answer = await response.json().catch(() => ({}));
@@ -120,6 +120,7 @@ function edit(item) {
     box.remove();
     item.classList.remove("editing");
     if (hadFocus) item.querySelector(".edit").focus();
+    render(); // The filter may hide it now.
   };
   const save = async () => {
     if (over) return;
@@ -133,7 +134,8 @@ function edit(item) {
     }
   };
   box.addEventListener("keydown", (event) => {
-    if (event.key === "Enter") save();
+    // The Enter that ends the input of, say, a Japanese word belongs to that word.
+    if (event.key === "Enter" && !event.isComposing) save();
     if (event.key === "Escape") {
       problem.textContent = "";
       close();
@@ -147,24 +149,38 @@ function edit(item) {
 }
 
 function isShown(todo) {
-  return filter === "all" || Boolean(todo.completed) === (filter === "completed");
+  if (filter === "all" || Boolean(todo.completed) === (filter === "completed")) return true;
+  // Nobody's editor vanishes because somebody else ticked the todo.
+  return items.get(todo.key)?.classList.contains("editing") ?? false;
 }
 
 function render() {
-  const shown = todos.filter(isShown);
-  const ids = new Set(todos.map((todo) => todo.id));
-  for (const [id, item] of items) {
-    if (!ids.has(id)) {
-      items.delete(id);
+  const focused = list.contains(document.activeElement) ? document.activeElement : null;
+  const byKeyboard = focused?.matches(":focus-visible");
+  const focusedItem = focused?.closest("li");
+  const before = [...list.children];
+
+  const keys = new Set(todos.map((todo) => todo.key));
+  for (const [key, item] of items) {
+    if (!keys.has(key)) {
+      items.delete(key);
       item.remove();
     }
   }
+  const shown = todos.filter(isShown);
   let place = list.firstElementChild;
   for (const todo of shown) {
-    const item = items.get(todo.id) ?? createItem(todo.id);
-    items.set(todo.id, item);
+    const item = items.get(todo.key) ?? createItem(todo.id);
+    items.set(todo.key, item);
     updateItem(item, todo);
-    // Only what stands elsewhere is moved: moving a node takes its focus away.
+    if (item === focusedItem && item.isConnected) {
+      // Moving a node takes its focus away and ends an edit: here the others make way.
+      while (place !== item) {
+        const next = place.nextElementSibling;
+        list.append(place);
+        place = next;
+      }
+    }
     if (item === place) place = place.nextElementSibling;
     else list.insertBefore(item, place);
   }
@@ -173,11 +189,22 @@ function render() {
     place.remove();
     place = next;
   }
+  if (byKeyboard && !focused.isConnected) focusNear(before, focusedItem);
   const active = todos.filter((todo) => !todo.completed).length;
   $("left").textContent = loaded ? `${active} ${active === 1 ? "item" : "items"} left` : "\u00a0";
-  $("clear").hidden = active === todos.length;
+  const clear = $("clear");
+  if (active === todos.length && clear.matches(":focus-visible")) titleBox.focus();
+  clear.hidden = active === todos.length;
   $("empty").hidden = !loaded || shown.length > 0;
   $("empty").textContent = EMPTY_TEXT[filter];
+}
+
+/** Whoever works with the keyboard goes on where the row was, not at the top of the page. */
+function focusNear(itemsBefore, gone) {
+  const place = itemsBefore.indexOf(gone);
+  const near = [...itemsBefore.slice(place), ...itemsBefore.slice(0, place).reverse()];
+  const item = near.find((each) => each.isConnected);
+  (item?.querySelector("input") ?? titleBox).focus();
 }
 
 // The page around it.
@@ -218,14 +245,13 @@ async function start() {
     const { detail } = await answer.json();
     $("notice").textContent = `${detail} Run “cdchub demo” for a database that has it.`;
     $("notice").hidden = false;
-    $("add").hidden = true;
-    $("status").hidden = true;
+    for (const id of ["add", "status", "below", "hint"]) $(id).hidden = true;
     return;
   }
   const live = liveTable({
     table: "todos",
     onRows: (rows) => {
-      todos = [...rows.values()].sort(byPosition);
+      todos = [...rows].map(([key, row]) => ({ ...row, key })).sort(byPosition);
       loaded = true;
       render();
     },

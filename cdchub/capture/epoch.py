@@ -1,0 +1,77 @@
+"""Whether a log's history can go on with this source, and where a new one begins.
+
+A restored older copy must never look like "nothing new". The log remembers the row that it copied
+last, by LSN and nonce, and the source keeps that row: if it is another one or gone, the history is
+broken. A new epoch begins too when the machine went down under an unclean hub, because commits that
+were streamed may be lost with it.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import apsw
+
+from cdchub.capture.connection import SourcePaths, read_transaction
+from cdchub.capture.outbox import Anchor, HistoryBroken, outbox_head, read_rows
+from cdchub.capture.triggers import OUTBOX
+from cdchub.log.protocol import AppendLog, SourceMark
+
+logger = logging.getLogger("cdchub.capture")
+
+
+def source_mark(paths: SourcePaths, install_id: str) -> SourceMark:
+    """What the log shall remember of the source as it is now."""
+    return SourceMark(install_id, paths.database.stat().st_ino, _boot_id())
+
+
+def break_in_history(
+    connection: apsw.Connection, log: AppendLog, mark: SourceMark, *, just_installed: bool
+) -> str | None:
+    """Why the log can't go on with this source, in a word, or None where it can.
+
+    Raises `ForeignLog` where the log is another database's.
+    """
+    reason = log.belongs_to(mark, just_installed=just_installed)
+    if reason is not None:
+        return reason
+    tail = log.tail()
+    try:
+        with read_transaction(connection):
+            read_rows(connection, after=Anchor(tail.lsn, tail.nonce), width=1, limit=1)
+    except HistoryBroken as broken:
+        logger.warning("the source is not the one that was read before (%s)", broken)
+        return "restored"
+    return None
+
+
+def start_epoch(connection: apsw.Connection, log: AppendLog, reason: str, *, now_ms: int) -> None:
+    """Begins a new epoch. What the outbox holds beyond its base will enter the log."""
+    with read_transaction(connection):
+        base = _base(connection, log, reason)
+    epoch = log.start_epoch(base_lsn=base.lsn, base_nonce=base.nonce, now_ms=now_ms, reason=reason)
+    if reason != "new":
+        logger.warning("a new epoch begins: %s (%s)", epoch, reason)
+
+
+def _base(connection: apsw.Connection, log: AppendLog, reason: str) -> Anchor:
+    if reason == "new":
+        # Everything since capture was installed belongs to this history.
+        oldest = connection.execute(f"SELECT min(lsn) FROM {OUTBOX}").get
+        return outbox_head(connection) if oldest is None else Anchor(oldest - 1, None)
+    if reason == "unclean":
+        # If nothing was lost after all, nothing needs to be left out either.
+        tail = log.tail()
+        found = connection.execute(f"SELECT nonce FROM {OUTBOX} WHERE lsn = ?", (tail.lsn,)).get
+        if tail.nonce is not None and found == tail.nonce:
+            return Anchor(tail.lsn, tail.nonce)
+    return outbox_head(connection)
+
+
+def _boot_id() -> str:
+    """Names the present run of the operating system; empty where it can't be told."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""

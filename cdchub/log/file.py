@@ -1,0 +1,99 @@
+"""The log's file: a SQLite database of its own beside the source.
+
+Invariants: the key is (epoch number, LSN); within an epoch LSNs are contiguous from its base; an
+entry is never changed. The standard library's sqlite3 is used for the log and only here: the source
+is APSW's, and no file is opened by both.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+
+from cdchub.change import ChangeType
+from cdchub.errors import LogUnusable
+from cdchub.log.protocol import EpochInfo, LogState
+
+# Marks the file as a change log of ours ("CDCL"), see sqlite.org/pragma.html#pragma_application_id.
+APPLICATION_ID = 0x4344434C
+SCHEMA_VERSION = 1
+
+# The WAL is checkpointed when the writer is idle; this bound (16 MiB) is for a writer that never is.
+WAL_PAGES_MAX = 4_096
+
+_SCHEMA = f"""
+CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE epochs(
+    number INTEGER PRIMARY KEY, epoch TEXT NOT NULL UNIQUE, base_lsn INTEGER NOT NULL,
+    base_nonce INTEGER, floor_lsn INTEGER NOT NULL, started_ms INTEGER NOT NULL, reason TEXT NOT NULL);
+CREATE TABLE tables(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+CREATE TABLE entries(
+    epoch INTEGER NOT NULL, lsn INTEGER NOT NULL, nonce INTEGER NOT NULL, type INTEGER NOT NULL,
+    tbl INTEGER NOT NULL, room_old, room_new, ts INTEGER NOT NULL, data BLOB NOT NULL,
+    PRIMARY KEY(epoch, lsn)) WITHOUT ROWID;
+CREATE INDEX entries_by_table ON entries(tbl, epoch, lsn);
+CREATE INDEX entries_by_room ON entries(tbl, room_new, epoch, lsn) WHERE room_new IS NOT NULL;
+CREATE INDEX entries_by_room_left ON entries(tbl, room_old, epoch, lsn)
+    WHERE room_old IS NOT NULL AND room_old IS NOT room_new;
+CREATE INDEX breaks_by_table ON entries(tbl, epoch, lsn) WHERE type = {ChangeType.BREAK.value};
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {SCHEMA_VERSION};
+"""
+
+
+def open_to_write(path: Path, database: Path, *, created: bool) -> sqlite3.Connection:
+    if created:
+        status = database.stat()
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, status.st_mode & 0o777))
+        path.chmod(status.st_mode & 0o777)
+        if os.geteuid() == 0:
+            os.chown(path, status.st_uid, status.st_gid)
+    connection = sqlite3.connect(path, isolation_level=None, timeout=5.0, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL").fetchall()
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES_MAX}").fetchall()
+        if connection.execute("SELECT count(*) FROM sqlite_schema").fetchone() == (0,):
+            # A crash between creation and here leaves an empty file, which is completed.
+            connection.executescript(f"BEGIN IMMEDIATE;{_SCHEMA}COMMIT;")
+        _check_is_log(connection, path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def open_read_only(path: Path) -> sqlite3.Connection:
+    """A connection that can't change the log. Raises `LogUnusable`."""
+    try:
+        connection = sqlite3.connect(
+            f"{path.as_uri()}?mode=ro", uri=True, isolation_level=None, check_same_thread=False
+        )
+        _check_is_log(connection, path)
+    except sqlite3.Error as error:
+        raise LogUnusable(os.fspath(path), str(error)) from error
+    return connection
+
+
+def read_state(db: sqlite3.Connection) -> LogState:
+    """The epochs and their bounds, each found at an end of the key: quick for any size of log."""
+    rows = db.execute(
+        "SELECT number, epoch, floor_lsn,"
+        " coalesce((SELECT max(lsn) FROM entries WHERE epoch = number), floor_lsn)"
+        " FROM epochs ORDER BY number"
+    )
+    return LogState(tuple(EpochInfo(*row) for row in rows))
+
+
+def _check_is_log(connection: sqlite3.Connection, path: Path) -> None:
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if application != APPLICATION_ID:
+        connection.close()
+        raise LogUnusable(os.fspath(path), "it is not a change log")
+    if version != SCHEMA_VERSION:
+        connection.close()
+        raise LogUnusable(
+            os.fspath(path), f"its format is {version}, this cdchub reads {SCHEMA_VERSION}"
+        )
