@@ -1,0 +1,102 @@
+"""Which entries a selection sees, and in which form."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cdchub.catalog import Affinity, Catalog, ColumnInfo, Selection, TableInfo
+from cdchub.change import ChangeType, Entry, SqliteValue, encode_change
+from cdchub.fanout import Feed, Matcher
+from cdchub.fanout.feed import FrameOnce
+from cdchub.position import Epoch, Lsn, Position
+from cdchub.sse import SseFramer
+
+
+def table(name: str, affinity: Affinity | None) -> TableInfo:
+    columns = [ColumnInfo("id", "", Affinity.BLOB)]
+    columns += [ColumnInfo("room", "", affinity)] if affinity else []
+    return TableInfo(name, ("id",), tuple(columns), "room" if affinity else None)
+
+
+CATALOG = Catalog([table("plain", None), table("chat", Affinity.TEXT), table("desk", Affinity.NUMERIC)])
+
+
+def entry(kind: ChangeType, old: SqliteValue, new: SqliteValue, name: str = "chat") -> Entry:
+    data = encode_change(
+        lsn=1,
+        type=kind,
+        table=name,
+        key={"id": 1},
+        old=None if kind is ChangeType.INSERT else {"id": 1, "room": None},
+        new=None if kind is ChangeType.DELETE else {"id": 1, "room": None},
+        timestamp_ms=0,
+        txid=1,
+        commit=True,
+    )
+    return Entry(1, 0, kind, name, old, new, 0, data)
+
+
+I, U, D = ChangeType.INSERT, ChangeType.UPDATE, ChangeType.DELETE
+
+
+@pytest.mark.parametrize(
+    ("kind", "old", "new", "seen_as"),
+    [
+        (I, None, "x", "INSERT"),
+        (I, None, "y", None),
+        (I, None, None, None),
+        (U, "x", "x", "UPDATE"),
+        (U, "y", "x", "INSERT"),
+        (U, None, "x", "INSERT"),
+        (U, "x", "y", "DELETE"),
+        (U, "x", None, "DELETE"),
+        (U, "y", "z", None),
+        (U, "X", "x", "INSERT"),
+        (D, "x", None, "DELETE"),
+        (D, "y", None, None),
+        (D, None, None, None),
+        (I, None, b"x", None),
+    ],
+)
+def test_a_room_sees_its_rows_come_and_go(
+    kind: ChangeType, old: SqliteValue, new: SqliteValue, seen_as: str | None
+) -> None:
+    data = Matcher(Selection(("chat",), "x"), CATALOG).data(entry(kind, old, new))
+    assert (None if data is None else json.loads(data)["type"]) == seen_as
+
+
+@pytest.mark.parametrize(("value", "inside"), [(5, True), (5.0, True), ("5", False), (6, False)])
+def test_numbers_compare_by_value(value: SqliteValue, inside: bool) -> None:
+    matcher = Matcher(Selection(("desk",), "5"), CATALOG)
+    assert (matcher.data(entry(I, None, value, "desk")) is not None) is inside
+
+
+def test_tables_without_a_room_column_are_sent_whole() -> None:
+    matcher = Matcher(Selection(("chat", "plain"), "x"), CATALOG)
+    assert matcher.data(entry(I, None, None, "plain")) is not None
+    assert matcher.data(entry(I, None, None, "desk")) is None
+
+
+def test_everything_includes_tables_that_come_later() -> None:
+    matcher = Matcher(Selection(None), CATALOG)
+    assert matcher.covers("not yet there")
+
+
+def test_feeds_share_one_frame_an_entry() -> None:
+    def position(lsn: int) -> Position:
+        return Position(Epoch("epoch1"), Lsn(lsn))
+
+    framer, frame = SseFramer(), FrameOnce(position)
+    change = entry(I, None, "x")
+    assert frame(framer, change, change.data) is frame(framer, change, change.data)
+    first = Feed(Selection(("chat",)), CATALOG, framer).frames([change], frame)
+    second = Feed(Selection(None), CATALOG, framer).frames([change], frame)
+    assert first == second == framer.change(position(1), change.data)
+
+
+def test_a_break_is_no_change() -> None:
+    feed = Feed(Selection(None), CATALOG, SseFramer())
+    broken = Entry(1, 0, ChangeType.BREAK, "chat", None, None, 0, b"{}")
+    assert feed.frames([broken], FrameOnce(lambda lsn: Position(Epoch("epoch1"), Lsn(lsn)))) == b""

@@ -1,0 +1,275 @@
+"""The log on real files: order, conflicts, pages by table and room, retention, durability, epochs."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cdchub.change import ChangeType, Entry, SqliteValue
+from cdchub.errors import ForeignLog, LogUnusable
+from cdchub.log import LogReader, LogWriter
+from cdchub.log.protocol import Cursor, Expired, LogConflict, Narrowing, Retention, SourceMark
+from cdchub.log.writer import RETAIN_ROWS_MAX
+
+ALL = Narrowing()
+MARK = SourceMark("install", 7, "boot")
+FOREVER = Retention(age_s=1e12, changes_max=10**9, bytes_max=2**40)
+
+
+def entry(
+    lsn: int,
+    table: str = "t",
+    old: SqliteValue = None,
+    new: SqliteValue = None,
+    *,
+    kind: ChangeType = ChangeType.INSERT,
+    ts: int = 0,
+) -> Entry:
+    return Entry(lsn, lsn * 11, kind, table, old, new, ts, b'{"txid":%d,"commit":true}' % lsn)
+
+
+class Log:
+    def __init__(self, folder: Path) -> None:
+        (folder / "app.db").touch()
+        self.path = folder / "app.db-cdchub"
+        self.writer = LogWriter(self.path, database=folder / "app.db")
+        self.reader = LogReader(self.path)
+
+    def begin(self, base: int = 0) -> int:
+        self.writer.start_epoch(base_lsn=base, base_nonce=None, now_ms=0, reason="new")
+        return self.writer.state().present.number
+
+    def lsns(
+        self, after: int, upto: int, narrowing: Narrowing = ALL, *, epoch: int = 1, rows: int = 99
+    ) -> list[int]:
+        page = self.reader.read(
+            Cursor(epoch, after), upto=upto, narrowing=narrowing, rows_max=rows, bytes_max=10**6
+        )
+        return [e.lsn for e in page.entries]
+
+    def close(self) -> None:
+        self.reader.close()
+        self.writer.close()
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[Log]:
+    log = Log(tmp_path)
+    yield log
+    log.close()
+
+
+def test_entries_come_back_as_they_were(log: Log) -> None:
+    log.begin()
+    entries = [
+        entry(1, "a", None, "x"),
+        entry(2, "b", 5, 5.5, kind=ChangeType.UPDATE, ts=7),
+        entry(3, "a", b"\xff", None, kind=ChangeType.DELETE),
+        entry(4, "a", kind=ChangeType.BREAK),
+    ]
+    log.writer.append(1, entries)
+    page = log.reader.read(Cursor(1, 0), upto=4, narrowing=ALL, rows_max=10, bytes_max=10**6)
+    assert list(page.entries) == entries
+    assert page.scanned_to == 4
+    assert log.writer.tail().nonce == 44
+
+
+def test_an_lsn_is_written_once(log: Log) -> None:
+    log.begin()
+    log.writer.append(1, [entry(1), entry(2)])
+    with pytest.raises(LogConflict):
+        log.writer.append(1, [entry(3), entry(2)])
+    assert log.lsns(0, 9) == [1, 2], "nothing of a refused batch is in the log"
+
+
+def test_the_same_lsn_may_stand_in_two_epochs(log: Log) -> None:
+    first = log.begin()
+    log.writer.append(first, [entry(1), entry(2)])
+    second = log.begin(base=1)
+    log.writer.append(second, [entry(2, "other")])
+    state = log.writer.state()
+    assert [(e.number, e.floor_lsn, e.head_lsn) for e in state.epochs] == [(1, 0, 2), (2, 1, 2)]
+    assert log.lsns(0, 2, epoch=1) == [1, 2]
+    assert log.lsns(1, 2, epoch=2) == [2]
+
+
+def test_pages_end_at_their_bounds(log: Log) -> None:
+    log.begin()
+    log.writer.append(1, [entry(n) for n in range(1, 11)])
+    by_rows = log.reader.read(Cursor(1, 2), upto=10, narrowing=ALL, rows_max=3, bytes_max=10**6)
+    assert ([e.lsn for e in by_rows.entries], by_rows.scanned_to) == ([3, 4, 5], 5)
+    by_bytes = log.reader.read(Cursor(1, 2), upto=10, narrowing=ALL, rows_max=9, bytes_max=1)
+    assert ([e.lsn for e in by_bytes.entries], by_bytes.scanned_to) == ([3], 3)
+    nothing = Narrowing(("unknown",))
+    empty = log.reader.read(Cursor(1, 2), upto=9, narrowing=nothing, rows_max=9, bytes_max=9)
+    assert (list(empty.entries), empty.scanned_to) == ([], 9)
+
+
+ENTRIES = st.lists(
+    st.tuples(
+        st.sampled_from(["a", "b", "c"]),
+        st.sampled_from([None, "x", "y", 5, 5.0, b"x"]),
+        st.sampled_from([None, "x", "y", 5, 5.0, b"x"]),
+        st.sampled_from([ChangeType.INSERT, ChangeType.UPDATE, ChangeType.DELETE, ChangeType.BREAK]),
+    ),
+    max_size=30,
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    ENTRIES,
+    st.sampled_from([None, ("a",), ("a", "c")]),
+    st.sampled_from([None, "x", 5, 5.0]),
+    st.integers(0, 30),
+    st.integers(1, 31),
+)
+def test_narrowing_leaves_out_only_what_cannot_match(
+    tmp_path_factory: pytest.TempPathFactory,
+    rows: list[tuple[str, SqliteValue, SqliteValue, ChangeType]],
+    tables: tuple[str, ...] | None,
+    room: SqliteValue,
+    after: int,
+    limit: int,
+) -> None:
+    log = Log(tmp_path_factory.mktemp("log"))
+    try:
+        log.begin()
+        entries = [entry(n, t, o, w, kind=k) for n, (t, o, w, k) in enumerate(rows, 1)]
+        if entries:
+            log.writer.append(1, entries)
+        narrowing = Narrowing(tables, room if tables is not None and len(tables) == 1 else None)
+        got = log.lsns(after, len(rows), narrowing, rows=limit)
+        assert got == sorted(set(got)), "an entry came twice, or out of order"
+        must = [
+            e.lsn
+            for e in entries
+            if e.lsn > after
+            and (tables is None or e.table in tables)
+            and (
+                narrowing.room is None
+                or e.type is ChangeType.BREAK
+                or narrowing.room in (e.room_old, e.room_new)
+            )
+        ]
+        assert got == must[:limit]
+    finally:
+        log.close()
+
+
+@pytest.mark.parametrize(
+    ("retention", "floor"),
+    [
+        (Retention(age_s=1e12, changes_max=3, bytes_max=2**40), 7),
+        (Retention(age_s=5, changes_max=99, bytes_max=2**40), 4),
+        (Retention(age_s=0, changes_max=99, bytes_max=2**40), 9),
+        (Retention(age_s=1e12, changes_max=99, bytes_max=1), 9),
+        (FOREVER, 0),
+    ],
+)
+def test_retention_drops_the_oldest_and_keeps_the_newest(
+    log: Log, retention: Retention, floor: int
+) -> None:
+    log.begin()
+    log.writer.append(1, [entry(n, ts=n * 1000) for n in range(1, 11)])
+    while log.writer.retain(retention, now_ms=10_000):
+        pass
+    assert log.writer.state().present.floor_lsn == floor
+    assert log.lsns(floor, 99) == list(range(floor + 1, 11))
+    if floor:
+        with pytest.raises(Expired):
+            log.lsns(floor - 1, 99)
+
+
+def test_retention_works_in_slices(log: Log) -> None:
+    log.begin()
+    count = RETAIN_ROWS_MAX * 2 + 5
+    log.writer.append(1, [entry(n) for n in range(1, count + 1)])
+    retention = Retention(age_s=1e12, changes_max=1, bytes_max=2**40)
+    slices = []
+    while gone := log.writer.retain(retention, now_ms=0):
+        slices.append(gone)
+    assert slices == [RETAIN_ROWS_MAX, RETAIN_ROWS_MAX, 4]
+
+
+def test_an_old_epoch_goes_with_its_last_entry(log: Log) -> None:
+    log.writer.append(log.begin(), [entry(1), entry(2)])
+    log.writer.append(log.begin(base=2), [entry(3), entry(4)])
+    retention = Retention(age_s=1e12, changes_max=1, bytes_max=2**40)
+    while log.writer.retain(retention, now_ms=0):
+        pass
+    (present,) = log.writer.state().epochs
+    assert (present.number, present.floor_lsn) == (2, 3)
+    with pytest.raises(Expired):
+        log.lsns(0, 2, epoch=1)
+
+
+@pytest.mark.parametrize(
+    ("mark", "just_installed", "reason"),
+    [
+        (MARK, False, None),
+        (SourceMark("install", 8, "boot"), False, "replaced"),
+        (SourceMark("install", 7, "other boot"), False, "unclean"),
+        (SourceMark("other", 7, "boot"), True, "restored"),
+    ],
+)
+def test_the_log_knows_its_source(
+    log: Log, mark: SourceMark, just_installed: bool, reason: str | None
+) -> None:
+    assert log.writer.belongs_to(MARK, just_installed=True) == "new"
+    log.writer.adopt(MARK)
+    assert log.writer.belongs_to(mark, just_installed=just_installed) == reason
+
+
+def test_a_log_of_another_database_is_refused(log: Log) -> None:
+    log.writer.adopt(MARK)
+    with pytest.raises(ForeignLog, match="another database"):
+        log.writer.belongs_to(SourceMark("other", 7, "boot"), just_installed=False)
+
+
+def test_a_clean_stop_survives_a_reboot(log: Log) -> None:
+    log.writer.adopt(MARK)
+    log.writer.close_cleanly()
+    writer = LogWriter(log.path, database=log.path.with_name("app.db"))
+    assert writer.belongs_to(SourceMark("install", 7, "next boot"), just_installed=False) is None
+    writer.close()
+
+
+def test_sync_writes_down_how_far_it_got(log: Log) -> None:
+    log.begin()
+    log.writer.append(1, [entry(1), entry(2)])
+    log.writer.sync()
+    db = sqlite3.connect(log.path)
+    assert db.execute("SELECT value FROM meta WHERE key = 'synced_lsn'").fetchone() == (2,)
+    db.close()
+
+
+@pytest.mark.parametrize("content", [b"no database at all, but long enough to be one", b""])
+def test_a_file_that_is_no_log_is_refused_or_completed(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "app.db").touch()
+    path = tmp_path / "app.db-cdchub"
+    path.write_bytes(content)
+    if content:
+        with pytest.raises(LogUnusable):
+            LogWriter(path, database=tmp_path / "app.db")
+        assert path.read_bytes() == content
+    else:
+        LogWriter(path, database=tmp_path / "app.db").close()
+
+
+def test_another_applications_database_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "app.db").touch()
+    path = tmp_path / "app.db-cdchub"
+    db = sqlite3.connect(path)
+    db.execute("CREATE TABLE precious(a)")
+    db.close()
+    with pytest.raises(LogUnusable, match="not a change log"):
+        LogWriter(path, database=tmp_path / "app.db")
+    db = sqlite3.connect(path)
+    assert [name for (name,) in db.execute("SELECT name FROM sqlite_schema")] == ["precious"]
+    db.close()
