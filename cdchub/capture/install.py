@@ -291,16 +291,19 @@ def _check_compiles(db: Database, shape: Shape) -> None:
     Raises `TableRefused`.
     """
     table = quote(shape.name)
-    settable = next((quote(c.name) for c in shape.columns if not c.generated), None)
-    statements = [f"INSERT INTO {table} DEFAULT VALUES", f"DELETE FROM {table}"]
-    if settable is not None:
-        statements.append(f"UPDATE {table} SET {settable} = {settable}")
-    for statement in statements:
+    column = next(quote(column.name) for column in shape.columns if not column.generated)
+    for statement in (
+        f"INSERT INTO {table}({column}) SELECT {column} FROM {table} WHERE 0",
+        f"UPDATE {table} SET {column} = {column} WHERE 0",
+        f"DELETE FROM {table} WHERE 0",
+    ):
         try:
-            list(db.execute(f"EXPLAIN {statement}"))
+            db.execute(statement)
         except Exception as error:
             # Whatever the library's own error class is: the reason goes to the user.
-            raise TableRefused(shape.name, f"its capture triggers don't compile ({error})") from error
+            raise TableRefused(
+                shape.name, f"its capture triggers don't compile ({error})"
+            ) from error
 
 
 def _standing_triggers(db: Database, table_id: int) -> list[Any]:

@@ -123,7 +123,8 @@ function edit(item) {
     render(); // The filter may hide it now.
   };
   const save = async () => {
-    if (over) return;
+    // Taken off the page with its todo, it still gets a blur; render() has said what happened.
+    if (over || ![...items.values()].includes(item)) return;
     if (box.value.trim() === before) return close();
     over = true;
     if (await attempt(() => send("PATCH", itemPath(item.dataset.id), { title: box.value }))) close();
@@ -163,6 +164,8 @@ function render() {
   const keys = new Set(todos.map((todo) => todo.key));
   for (const [key, item] of items) {
     if (!keys.has(key)) {
+      const typed = item.querySelector(".editor")?.value;
+      if (typed) problem.textContent = `Somebody deleted the todo that you were editing: “${typed}”`;
       items.delete(key);
       item.remove();
     }

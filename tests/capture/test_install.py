@@ -1,0 +1,180 @@
+"""Reading shapes, installing and reconciling, in memory."""
+
+from __future__ import annotations
+
+import apsw
+import pytest
+
+from cdchub.capture import install
+from cdchub.capture.install import BACKFILL_ROWS_MAX, Choice, TableChoice
+from cdchub.capture.table import parse_index, read_shape
+from cdchub.capture.triggers import OUTBOX
+from cdchub.errors import TableRefused
+
+
+@pytest.fixture
+def db() -> apsw.Connection:
+    return apsw.Connection(":memory:")
+
+
+@pytest.mark.parametrize(
+    ("sql", "terms", "predicate"),
+    [
+        ("CREATE UNIQUE INDEX i ON t(a)", ["a"], None),
+        ("CREATE UNIQUE INDEX i ON t(lower(a), b DESC)", ["lower(a)", "b"], None),
+        ("create unique index \"on\" on t(a , f(b,c) collate nocase asc)", ["a", "f(b,c) collate nocase"], None),
+        ("CREATE INDEX i ON \"we(ird\"(a) WHERE a <> ')' AND b", ["a"], "a <> ')' AND b"),
+        ("CREATE INDEX i ON t(a -- (one,\n, [b,c])", ["a", "[b,c]"], None),
+        ("CREATE INDEX i ON t(a/* , */||'(,') where(b)", ["a ||'(,'"], "(b)"),
+    ],
+)  # fmt: skip
+def test_an_indexs_text_is_cut_at_its_terms(sql: str, terms: list[str], predicate: str | None) -> None:
+    assert parse_index(sql) == (terms, predicate)
+
+
+@pytest.mark.parametrize(
+    ("create", "key", "rowid", "nullable"),
+    [
+        ("CREATE TABLE t(id INTEGER PRIMARY KEY, v)", ("id",), "id", False),
+        ("CREATE TABLE t(id INTEGER PRIMARY KEY DESC, v)", ("id",), "rowid", True),
+        ("CREATE TABLE t(id INT PRIMARY KEY, v)", ("id",), "rowid", True),
+        ("CREATE TABLE t(id TEXT NOT NULL PRIMARY KEY, v)", ("id",), "rowid", False),
+        ("CREATE TABLE t(a, b, PRIMARY KEY(b, a)) WITHOUT ROWID", ("b", "a"), None, False),
+        ("CREATE TABLE t(rowid, oid, v)", (), "_rowid_", False),
+        ("CREATE TABLE t(v)", (), "rowid", False),
+    ],
+)
+def test_a_shape_knows_how_rows_are_told_apart(
+    db: apsw.Connection, create: str, key: tuple[str, ...], rowid: str | None, nullable: bool
+) -> None:
+    db.execute(create)
+    shape = read_shape(db, "T", room=None)
+    assert (shape.name, shape.key, shape.rowid, shape.key_nullable) == ("t", key, rowid, nullable)
+
+
+@pytest.mark.parametrize(
+    ("create", "room", "excluded", "why"),
+    [
+        ("CREATE TABLE t(rowid, oid, _rowid_)", None, set(), "hide all of"),
+        ("CREATE VIRTUAL TABLE t USING fts5(a)", None, set(), "virtual table"),
+        ("CREATE VIEW t AS SELECT 1 AS a", None, set(), "view table"),
+        ("CREATE TABLE x(a)", None, set(), "no such table"),
+        ("CREATE TABLE t(a)", "b", set(), "to be its room"),
+        ("CREATE TABLE t(a)", None, {"b"}, "to exclude"),
+        ("CREATE TABLE t(a PRIMARY KEY, b)", None, {"A"}, "part of its key"),
+        ("CREATE TABLE t(a, room)", "room", {"room"}, "to be its room"),
+        (f"CREATE TABLE t({', '.join(f'c{i}' for i in range(1_000))})", None, set(), "columns"),
+    ],
+)
+def test_what_cannot_be_captured_is_refused_with_the_reason(
+    db: apsw.Connection, create: str, room: str | None, excluded: set[str], why: str
+) -> None:
+    db.execute(create)
+    with pytest.raises(TableRefused, match=why):
+        read_shape(db, "t", room=room, excluded=frozenset(excluded))
+
+
+def outbox(db: apsw.Connection) -> list[tuple[str, object]]:
+    return [(op, value) for op, value in db.execute(f"SELECT op, v0 FROM {OUTBOX} ORDER BY lsn")]
+
+
+def test_reconciling_twice_changes_nothing(db: apsw.Connection) -> None:
+    db.execute("CREATE TABLE a(x); CREATE TABLE b(y INTEGER PRIMARY KEY)")
+    install.reconcile(db, Choice())
+    before = list(db.execute("SELECT * FROM sqlite_schema"))
+    changes = db.total_changes()
+    outcome = install.reconcile(db, Choice())
+    assert (outcome.fresh, outcome.entered, outcome.broken) == (False, [], [])
+    assert list(db.execute("SELECT * FROM sqlite_schema")) == before
+    assert db.total_changes() == changes, "the source was written to for nothing"
+
+
+def test_a_table_found_later_brings_its_rows(db: apsw.Connection) -> None:
+    db.execute("CREATE TABLE a(x)")
+    install.reconcile(db)
+    db.execute("CREATE TABLE b(y); INSERT INTO b VALUES (1), (2)")
+    outcome = install.reconcile(db)
+    assert outcome.entered == ["b"]
+    assert [op for op, _ in outbox(db)] == ["c", "c"]
+
+
+def test_a_large_table_found_later_enters_with_a_break(db: apsw.Connection) -> None:
+    install.reconcile(db)
+    db.execute("CREATE TABLE b(y)")
+    db.execute(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)"
+        " INSERT INTO b SELECT i FROM n",
+        (BACKFILL_ROWS_MAX + 1,),
+    )
+    outcome = install.reconcile(db)
+    assert (outcome.entered, outcome.broken) == ([], ["b"])
+    assert outbox(db) == [("b", "b")]
+
+
+@pytest.mark.parametrize(
+    ("change", "broken"),
+    [
+        ("ALTER TABLE t ADD COLUMN c", ["t"]),
+        ("ALTER TABLE t RENAME COLUMN b TO c", ["t"]),
+        ("DROP TABLE t", ["t"]),
+        ("CREATE UNIQUE INDEX ix ON t(b)", []),
+        ("DROP TRIGGER _cdchub_1_au", ["t"]),
+        ("CREATE TABLE n(a, b); DROP TABLE t; ALTER TABLE n RENAME TO t", ["t"]),
+        ("CREATE VIEW v AS SELECT 1", []),
+        ("CREATE INDEX ix ON t(b)", []),
+    ],
+)
+def test_a_schema_change_breaks_what_it_must(
+    db: apsw.Connection, change: str, broken: list[str]
+) -> None:
+    db.execute("CREATE TABLE t(a INTEGER PRIMARY KEY, b)")
+    install.reconcile(db)
+    db.execute(change)
+    outcome = install.reconcile(db)
+    assert outcome.broken == broken
+    assert install.reconcile(db).broken == [], "one break a change"
+    if "DROP TABLE t" != change:
+        before = len(outbox(db))
+        db.execute("INSERT INTO t(a) VALUES (7)")
+        assert len(outbox(db)) == before + 1, "capture stands again"
+
+
+def test_a_renamed_table_ends_and_begins(db: apsw.Connection) -> None:
+    db.execute("CREATE TABLE t(a INTEGER PRIMARY KEY); INSERT INTO t VALUES (1)")
+    install.reconcile(db)
+    db.execute("ALTER TABLE t RENAME TO s")
+    outcome = install.reconcile(db)
+    assert (outcome.broken, outcome.entered) == (["t"], ["s"])
+    db.execute("INSERT INTO s VALUES (2)")
+    assert [op for op, _ in outbox(db)] == ["b", "c", "c"]
+
+
+def test_a_narrower_choice_ends_the_capture_of_the_rest(db: apsw.Connection) -> None:
+    db.execute("CREATE TABLE a(x); CREATE TABLE b(y, room)")
+    install.reconcile(db)
+    outcome = install.reconcile(db, Choice((TableChoice("B", "y"),)))
+    (info,) = outcome.captured.catalog().tables
+    assert (info.name, info.room) == ("b", "y")
+    db.execute("INSERT INTO a VALUES (1)")
+    assert ("c", 1) not in outbox(db)
+    assert install.reconcile(db).captured.choice == Choice((TableChoice("B", "y"),)), "it is kept"
+
+
+def test_uninstalling_leaves_no_trace(db: apsw.Connection) -> None:
+    db.execute("CREATE TABLE a(x UNIQUE); CREATE TRIGGER mine AFTER INSERT ON a BEGIN SELECT 1; END")
+    before = list(db.execute("SELECT type, name, sql FROM sqlite_schema"))
+    install.reconcile(db)
+    db.execute("INSERT INTO a VALUES (1)")
+    install.uninstall(db)
+    after = list(
+        db.execute("SELECT type, name, sql FROM sqlite_schema WHERE name <> 'sqlite_sequence'")
+    )
+    assert after == before
+    assert list(db.execute("SELECT * FROM sqlite_sequence")) == []
+
+
+def test_a_fault_in_the_triggers_shows_at_installation(db: apsw.Connection) -> None:
+    # A bare word as default is a string to SQLite, but a column where we would use it.
+    db.execute("CREATE TABLE t(a TEXT NOT NULL DEFAULT word UNIQUE)")
+    with pytest.raises(TableRefused, match="don't compile"):
+        install.reconcile(db, Choice((TableChoice("t"),)))
