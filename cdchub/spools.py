@@ -87,24 +87,35 @@ class Spools:
 
     @asynccontextmanager
     async def open(
-        self, selection: Selection, format: SnapshotFormat = SnapshotFormat.CHANGES
+        self,
+        selection: Selection,
+        format: SnapshotFormat = SnapshotFormat.CHANGES,
+        *,
+        at_least_lsn: int = 0,
     ) -> AsyncIterator[OpenSpool]:
-        """A snapshot of the present epoch. Raises `Overloaded` or SQLite's errors."""
-        shared = self._find_or_make(selection, format)
-        shared.readers += 1
-        try:
-            spool, epoch_number = await asyncio.shield(shared.making)
-            yield OpenSpool(spool, epoch_number, self._config.chunk_bytes)
-        finally:
-            shared.readers -= 1
-            shared.free_if_done()
+        """A snapshot of the present epoch, at `at_least_lsn` or later.
+
+        Raises `Overloaded` or SQLite's errors.
+        """
+        while True:
+            key, shared = self._find_or_make(selection, format)
+            shared.readers += 1
+            try:
+                spool, epoch_number = await asyncio.shield(shared.making)
+                if spool.lsn >= at_least_lsn or epoch_number != key[0]:
+                    yield OpenSpool(spool, epoch_number, self._config.chunk_bytes)
+                    return
+                self._expire(key, shared)
+            finally:
+                shared.readers -= 1
+                shared.free_if_done()
 
     async def close(self) -> None:
         for key, shared in list(self._shared.items()):
             self._expire(key, shared)
         self._threads.shutdown(wait=True, cancel_futures=True)
 
-    def _find_or_make(self, selection: Selection, format: SnapshotFormat) -> _Shared:
+    def _find_or_make(self, selection: Selection, format: SnapshotFormat) -> tuple[_Key, _Shared]:
         cursor, _ = self._anchor()
         key = (cursor.epoch, selection, format)
         shared = self._shared.get(key)
@@ -113,7 +124,7 @@ class Spools:
                 asyncio.get_running_loop().create_task(self._take(selection, format))
             )
             shared.making.add_done_callback(lambda _: self._age(key, shared))
-        return shared
+        return key, shared
 
     def _age(self, key: _Key, shared: _Shared) -> None:
         failed = shared.making.cancelled() or shared.making.exception() is not None

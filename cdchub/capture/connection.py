@@ -223,8 +223,12 @@ def owner_pid(paths: SourcePaths) -> int | None:
 
 
 def like_database(paths: SourcePaths, path: Path) -> None:
-    """Gives a file beside the source the source's mode, and its owner where we may."""
+    """Gives a file beside the source the source's mode, and its owner where we may.
+
+    A file that another user made already stays as that user made it.
+    """
     status = paths.database.stat()
-    path.chmod(stat.S_IMODE(status.st_mode))
+    if os.geteuid() in (0, path.stat().st_uid):
+        path.chmod(stat.S_IMODE(status.st_mode))
     if os.geteuid() == 0:
         os.chown(path, status.st_uid, status.st_gid)

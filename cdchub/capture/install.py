@@ -301,9 +301,7 @@ def _check_compiles(db: Database, shape: Shape) -> None:
             db.execute(statement)
         except Exception as error:
             # Whatever the library's own error class is: the reason goes to the user.
-            raise TableRefused(
-                shape.name, f"its capture triggers don't compile ({error})"
-            ) from error
+            raise TableRefused(shape.name, f"its capture triggers don't compile ({error})") from error
 
 
 def _standing_triggers(db: Database, table_id: int) -> list[Any]:

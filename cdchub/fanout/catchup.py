@@ -189,7 +189,7 @@ class CatchUp:
             selection = Selection((table,), selection.room)
         subscriber.has_position = True
         if subscriber.snapshot:
-            await self._send_snapshot(selection)
+            await self._send_snapshot(selection, after_break=table is not None)
 
     def _tell_reset(self, reason: str, tables: Sequence[str]) -> None:
         subscriber = self._subscriber
@@ -210,15 +210,17 @@ class CatchUp:
 
     # Snapshots.
 
-    async def _send_snapshot(self, selection: Selection) -> None:
+    async def _send_snapshot(self, selection: Selection, *, after_break: bool = False) -> None:
         """Sends the present rows of `selection`, which may be some of the subscription's tables."""
         subscriber = self._subscriber
         subscriber.has_position = False
-        sent = False
+        partial, sent = selection != subscriber.feed.selection, False
         while not sent:
-            async with self._snapshots.open(selection) as snapshot:
+            # A snapshot from before the break would lead to the break again.
+            at_least_lsn = subscriber.cursor.lsn if after_break else 0
+            async with self._snapshots.open(selection, at_least_lsn=at_least_lsn) as snapshot:
                 broken = None
-                if selection != subscriber.feed.selection:
+                if partial:
                     if snapshot.cursor.epoch != subscriber.cursor.epoch:
                         # Another history began meanwhile: some tables alone won't do any more.
                         await self._reset("epoch")

@@ -42,8 +42,13 @@ class SnapshotStream(Protocol):
 
 
 class Snapshots(Protocol):
-    def open(self, selection: Selection) -> contextlib.AbstractAsyncContextManager[SnapshotStream]:
-        """A snapshot of the present epoch, as SNAPSHOT changes. Raises `CdchubError`, OSError."""
+    def open(
+        self, selection: Selection, *, at_least_lsn: int = 0
+    ) -> contextlib.AbstractAsyncContextManager[SnapshotStream]:
+        """A snapshot of the present epoch, as SNAPSHOT changes. Raises `CdchubError`, OSError.
+
+        It may be shared and a moment old, but shows LSN `at_least_lsn` or a later one.
+        """
         ...
 
 

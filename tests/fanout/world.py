@@ -191,7 +191,7 @@ class SimSnapshots:
         self._rng = rng
 
     @asynccontextmanager
-    async def open(self, selection: Selection) -> AsyncIterator[SimSnapshot]:
+    async def open(self, selection: Selection, *, at_least_lsn: int = 0) -> AsyncIterator[SimSnapshot]:
         await _ticks(self._rng.randrange(4))
         source = self._source
         rooms = CATALOG.rooms(selection)
