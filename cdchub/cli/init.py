@@ -61,7 +61,7 @@ def _deinit(paths: SourcePaths, options: argparse.Namespace) -> int:
                 install.uninstall(connection)
     finally:
         connection.close()
-    for suffix in ("", "-wal", "-shm"):
+    for suffix in ("", "-wal", "-shm", ".new"):
         paths.log.with_name(paths.log.name + suffix).unlink(missing_ok=True)
     paths.lock.unlink(missing_ok=True)
     print(f"{options.database}: capture and its log are gone")

@@ -42,26 +42,40 @@ PRAGMA user_version = {SCHEMA_VERSION};
 """
 
 
-def open_to_write(path: Path, database: Path, *, created: bool) -> sqlite3.Connection:
-    if created:
-        status = database.stat()
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, status.st_mode & 0o777))
-        path.chmod(status.st_mode & 0o777)
-        if os.geteuid() == 0:
-            os.chown(path, status.st_uid, status.st_gid)
+def open_to_write(path: Path, database: Path) -> sqlite3.Connection:
+    """The log, created if it isn't there, with the mode and owner of `database`.
+
+    Raises `LogUnusable` or sqlite3's errors.
+    """
+    if not path.exists():
+        _create(path, database)
     connection = sqlite3.connect(path, isolation_level=None, timeout=5.0, check_same_thread=False)
     try:
+        _check_is_log(connection, path)
         connection.execute("PRAGMA journal_mode = WAL").fetchall()
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES_MAX}").fetchall()
-        if connection.execute("SELECT count(*) FROM sqlite_schema").fetchone() == (0,):
-            # A crash between creation and here leaves an empty file, which is completed.
-            connection.executescript(f"BEGIN IMMEDIATE;{_SCHEMA}COMMIT;")
-        _check_is_log(connection, path)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _create(path: Path, database: Path) -> None:
+    """Makes the log under another name and renames it, so that nobody meets half of one."""
+    new = path.with_name(path.name + ".new")
+    new.unlink(missing_ok=True)
+    status = database.stat()
+    os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, status.st_mode & 0o777))
+    new.chmod(status.st_mode & 0o777)
+    if os.geteuid() == 0:
+        os.chown(new, status.st_uid, status.st_gid)
+    connection = sqlite3.connect(new, isolation_level=None)
+    try:
+        connection.executescript(f"BEGIN IMMEDIATE;{_SCHEMA}COMMIT;")
+    finally:
+        connection.close()
+    new.rename(path)
 
 
 def open_read_only(path: Path) -> sqlite3.Connection:

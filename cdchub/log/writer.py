@@ -31,9 +31,8 @@ class LogWriter:
         """Opens or creates the log. Raises `LogUnusable`."""
         self._path = path
         self._database = database
-        created = not path.exists()
         try:
-            self._db = open_to_write(path, database, created=created)
+            self._db = open_to_write(path, database)
             self._tables: dict[str, int] = dict(self._db.execute("SELECT name, id FROM tables"))
         except sqlite3.Error as error:
             raise LogUnusable(os.fspath(path), str(error)) from error

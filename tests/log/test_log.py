@@ -250,16 +250,13 @@ def test_sync_writes_down_how_far_it_got(log: Log) -> None:
 
 
 @pytest.mark.parametrize("content", [b"no database at all, but long enough to be one", b""])
-def test_a_file_that_is_no_log_is_refused_or_completed(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_no_log_is_refused_and_kept(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "app.db").touch()
     path = tmp_path / "app.db-cdchub"
     path.write_bytes(content)
-    if content:
-        with pytest.raises(LogUnusable):
-            LogWriter(path, database=tmp_path / "app.db")
-        assert path.read_bytes() == content
-    else:
-        LogWriter(path, database=tmp_path / "app.db").close()
+    with pytest.raises(LogUnusable):
+        LogWriter(path, database=tmp_path / "app.db")
+    assert path.read_bytes() == content
 
 
 def test_another_applications_database_is_not_touched(tmp_path: Path) -> None:
