@@ -67,6 +67,9 @@ def create_app(hub: Hub) -> Starlette:
 
 async def _request_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
+    # A form that a person sent; /cdc is for programs, whatever they accept.
+    if request.method == "POST" and wants_html(request):
+        return views.error_page(error.status, error.detail, again="/todos")
     return problem(error)
 
 

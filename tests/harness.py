@@ -114,7 +114,9 @@ class HubProcess:
         self._reader = threading.Thread(target=self._read_log, args=(self.process,), daemon=True)
         self._reader.start()
         wait_for(lambda: self._ready() or self.process.poll() is not None, "the hub to be ready")
-        assert self.process.poll() is None, "the hub ended: " + "".join(self.lines)
+        if self.process.poll() is not None:
+            self._end(signal.SIGKILL)
+            raise AssertionError("the hub ended: " + "".join(self.lines))
         return self
 
     def _read_log(self, process: subprocess.Popen[str]) -> None:

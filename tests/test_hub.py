@@ -124,9 +124,13 @@ async def test_the_writer_commits_or_rolls_back(database: Path) -> None:
     async with Hub(database) as hub:
         async with hub.writer.transaction() as tx:
             await tx.execute("INSERT INTO todos(id, title) VALUES (?, ?)", ("a", "milk"))
-        with pytest.raises(ConstraintViolation):
+
+        async def twice() -> None:
             async with hub.writer.transaction() as tx:
                 await tx.execute("INSERT INTO todos(id, title) VALUES ('b', 'eggs')")
                 await tx.execute("INSERT INTO todos(id, title) VALUES ('a', 'twice')")
+
+        with pytest.raises(ConstraintViolation):
+            await twice()
         assert await hub.writer.query("SELECT id FROM todos") == [("a",)]
         await until(lambda: hub.core.present.head.lsn == 1, "the change")

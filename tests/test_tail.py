@@ -39,8 +39,8 @@ class Tail:
 
     @staticmethod
     def _read(stream: Any, into: list[str]) -> None:
-        for line in stream:
-            into.append(line)
+        # extend takes each line as it comes, so the other thread sees it at once.
+        into.extend(stream)
 
     def wait_for_ids(self, *wanted: str) -> None:
         wait_for(lambda: ids(self.lines) == list(wanted), f"{wanted}, have {self.lines} {self.notes}")

@@ -18,7 +18,8 @@ STATIC = Path(__file__).parent / "static"
 # Everything a page needs comes from this hub; nothing inline, nothing from elsewhere.
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'",
-    "Referrer-Policy": "no-referrer",
+    # Not "no-referrer": a form would then be sent with `Origin: null`, which the guard refuses.
+    "Referrer-Policy": "same-origin",
     "Cache-Control": "no-cache",
 }
 
@@ -30,7 +31,7 @@ def routes(todos: TodoApi) -> Sequence[BaseRoute]:
         Route("/api/todos", todos.collection, methods=["GET", "POST"]),
         Route("/api/todos/reorder", todos.reorder, methods=["POST"]),
         Route("/api/todos/clear-completed", todos.clear_completed, methods=["POST"]),
-        Route("/api/todos/{id}", todos.item, methods=["PATCH", "DELETE", "POST"]),
+        Route("/api/todos/{id:path}", todos.item, methods=["PATCH", "DELETE", "POST"]),
         Mount("/static", StaticFiles(directory=STATIC)),
     ]
 
@@ -42,13 +43,17 @@ def _page(name: str) -> Callable[[Request], Awaitable[Response]]:
     return page
 
 
-def error_page(status: int, explanation: str) -> Response:
-    """What a person's browser gets for an error: what happened, and the way on."""
+def error_page(status: int, explanation: str, *, again: str = "") -> Response:
+    """What a person's browser gets for an error: what happened, and the way on.
+
+    `again` is where "Try again" leads, by default to the same address.
+    """
     if status == 404:
         heading, way_on = "Not found", '<a href="/">Go home</a>'
     else:
-        heading, way_on = "Something went wrong", '<a href="">Try again</a>'
-    body = _ERROR.format(heading=heading, explanation=html.escape(explanation), way_on=way_on)
+        heading, way_on = "Something went wrong", f'<a href="{html.escape(again)}">Try again</a>'
+    explanation = html.escape(explanation[:1].upper() + explanation[1:])
+    body = _ERROR.format(heading=heading, explanation=explanation, way_on=way_on)
     return HTMLResponse(body, status, _HEADERS)
 
 
@@ -58,7 +63,9 @@ _ERROR = """<!doctype html>
   <meta charset="utf-8">
   <meta name="viewport" content="width=device-width, initial-scale=1">
   <title>{heading} - cdchub</title>
+  <link rel="icon" href="/static/icon.svg" type="image/svg+xml">
   <link rel="stylesheet" href="/static/app.css">
+  <script src="/static/theme.js"></script>
 </head>
 <body>
   <main class="column"><h1>{heading}</h1><p>{explanation}</p><p>{way_on}</p></main>

@@ -23,18 +23,24 @@ _DELETING_RIVALS = (
     "CREATE TRIGGER z1 BEFORE INSERT ON t BEGIN DELETE FROM t WHERE u = new.u AND new.v = 1; END",
 )
 _NESTED = (
-    "CREATE TRIGGER z1 AFTER INSERT ON t WHEN new.v = 1 BEGIN"
-    " INSERT INTO t(u, v) VALUES (new.u || 'n', 2); END",
+    (
+        "CREATE TRIGGER z1 AFTER INSERT ON t WHEN new.v = 1 BEGIN"
+        " INSERT INTO t(u, v) VALUES (new.u || 'n', 2); END"
+    ),
     "CREATE TRIGGER z2 BEFORE DELETE ON t WHEN old.v = 2 BEGIN UPDATE t SET v = 3 WHERE u = 'b'; END",
 )
 _DELETING_AFTER = (
     "CREATE TRIGGER z1 AFTER UPDATE ON t WHEN new.v = 1 BEGIN DELETE FROM t WHERE id = new.id; END",
-    "CREATE TRIGGER z2 AFTER DELETE ON t WHEN old.v = 2 BEGIN"
-    " INSERT INTO t(id, u, v) VALUES (old.id, old.u, 7); END",
+    (
+        "CREATE TRIGGER z2 AFTER DELETE ON t WHEN old.v = 2 BEGIN"
+        " INSERT INTO t(id, u, v) VALUES (old.id, old.u, 7); END"
+    ),
 )
 _MOVING = (
-    "CREATE TRIGGER z1 AFTER UPDATE OF v ON t WHEN new.v = 1 BEGIN"
-    " UPDATE t SET id = new.id || 'z' WHERE id = new.id; END",
+    (
+        "CREATE TRIGGER z1 AFTER UPDATE OF v ON t WHEN new.v = 1 BEGIN"
+        " UPDATE t SET id = new.id || 'z' WHERE id = new.id; END"
+    ),
 )
 
 _BY_ID = "CREATE TABLE t(id INTEGER PRIMARY KEY, u UNIQUE, v)"
@@ -109,15 +115,19 @@ CASES = [
     Case(
         "self_reference_cascade",
         (
-            "CREATE TABLE t(id INTEGER PRIMARY KEY, u UNIQUE,"
-            " v REFERENCES t(id) ON DELETE CASCADE ON UPDATE CASCADE)",
+            (
+                "CREATE TABLE t(id INTEGER PRIMARY KEY, u UNIQUE,"
+                " v REFERENCES t(id) ON DELETE CASCADE ON UPDATE CASCADE)"
+            ),
         ),
     ),
     Case(
         "self_reference_null",
         (
-            "CREATE TABLE t(id INTEGER PRIMARY KEY, u UNIQUE,"
-            " v REFERENCES t(id) ON DELETE SET NULL ON UPDATE SET NULL)",
+            (
+                "CREATE TABLE t(id INTEGER PRIMARY KEY, u UNIQUE,"
+                " v REFERENCES t(id) ON DELETE SET NULL ON UPDATE SET NULL)"
+            ),
         ),
     ),
     Case("older_triggers_touch", (_BY_ID, *_TOUCHING)),

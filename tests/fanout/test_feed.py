@@ -38,26 +38,26 @@ def entry(kind: ChangeType, old: SqliteValue, new: SqliteValue, name: str = "cha
     return Entry(1, 0, kind, name, old, new, 0, data)
 
 
-I, U, D = ChangeType.INSERT, ChangeType.UPDATE, ChangeType.DELETE
+INS, UPD, DEL = ChangeType.INSERT, ChangeType.UPDATE, ChangeType.DELETE
 
 
 @pytest.mark.parametrize(
     ("kind", "old", "new", "seen_as"),
     [
-        (I, None, "x", "INSERT"),
-        (I, None, "y", None),
-        (I, None, None, None),
-        (U, "x", "x", "UPDATE"),
-        (U, "y", "x", "INSERT"),
-        (U, None, "x", "INSERT"),
-        (U, "x", "y", "DELETE"),
-        (U, "x", None, "DELETE"),
-        (U, "y", "z", None),
-        (U, "X", "x", "INSERT"),
-        (D, "x", None, "DELETE"),
-        (D, "y", None, None),
-        (D, None, None, None),
-        (I, None, b"x", None),
+        (INS, None, "x", "INSERT"),
+        (INS, None, "y", None),
+        (INS, None, None, None),
+        (UPD, "x", "x", "UPDATE"),
+        (UPD, "y", "x", "INSERT"),
+        (UPD, None, "x", "INSERT"),
+        (UPD, "x", "y", "DELETE"),
+        (UPD, "x", None, "DELETE"),
+        (UPD, "y", "z", None),
+        (UPD, "X", "x", "INSERT"),
+        (DEL, "x", None, "DELETE"),
+        (DEL, "y", None, None),
+        (DEL, None, None, None),
+        (INS, None, b"x", None),
     ],
 )
 def test_a_room_sees_its_rows_come_and_go(
@@ -70,13 +70,13 @@ def test_a_room_sees_its_rows_come_and_go(
 @pytest.mark.parametrize(("value", "inside"), [(5, True), (5.0, True), ("5", False), (6, False)])
 def test_numbers_compare_by_value(value: SqliteValue, inside: bool) -> None:
     matcher = Matcher(Selection(("desk",), "5"), CATALOG)
-    assert (matcher.data(entry(I, None, value, "desk")) is not None) is inside
+    assert (matcher.data(entry(INS, None, value, "desk")) is not None) is inside
 
 
 def test_tables_without_a_room_column_are_sent_whole() -> None:
     matcher = Matcher(Selection(("chat", "plain"), "x"), CATALOG)
-    assert matcher.data(entry(I, None, None, "plain")) is not None
-    assert matcher.data(entry(I, None, None, "desk")) is None
+    assert matcher.data(entry(INS, None, None, "plain")) is not None
+    assert matcher.data(entry(INS, None, None, "desk")) is None
 
 
 def test_everything_includes_tables_that_come_later() -> None:
@@ -89,7 +89,7 @@ def test_feeds_share_one_frame_an_entry() -> None:
         return Position(Epoch("epoch1"), Lsn(lsn))
 
     framer, frame = SseFramer(), FrameOnce(position)
-    change = entry(I, None, "x")
+    change = entry(INS, None, "x")
     assert frame(framer, change, change.data) is frame(framer, change, change.data)
     first = Feed(Selection(("chat",)), CATALOG, framer).frames([change], frame)
     second = Feed(Selection(None), CATALOG, framer).frames([change], frame)

@@ -43,7 +43,6 @@ export function liveTable({ table, onRows, onStatus }) {
     url.searchParams.set("snapshot", "1");
     if (lastId) url.searchParams.set("since", lastId);
     source = new EventSource(url);
-    source.onopen = () => onStatus("live");
     source.onmessage = (event) => {
       lastId = event.lastEventId;
       apply(JSON.parse(event.data));
@@ -56,6 +55,8 @@ export function liveTable({ table, onRows, onStatus }) {
       lastId = event.lastEventId;
       if (collecting) rows = collecting;
       collecting = null;
+      // Not at `open`: a hub that refuses for now answers too, and nothing is live then.
+      onStatus("live");
       show();
     });
     source.onerror = () => {

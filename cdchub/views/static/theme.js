@@ -11,6 +11,7 @@
   root.dataset.theme = theme;
   addEventListener("DOMContentLoaded", () => {
     const select = document.getElementById("theme");
+    if (!select) return;
     select.value = theme;
     select.addEventListener("change", () => {
       root.dataset.theme = select.value;

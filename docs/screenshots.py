@@ -1,0 +1,102 @@
+"""Takes the pictures of docs/images: `python -m docs.screenshots`, from the repository's root.
+
+The pages are those of a real `cdchub demo`, in Debian's Chromium.
+"""
+
+from __future__ import annotations
+
+import base64
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.browser.todo_page import put, sqlite3_shell
+from tests.harness import HubProcess
+
+IMAGES = Path(__file__).parent / "images"
+IMAGE_BYTES_MAX = 150_000
+SIZES = {"phone": (390, 844), "desktop": (1440, 900)}
+THEMES = ("light", "dark")
+CHROMIUM = ("--no-sandbox", "--disable-gpu", "--hide-scrollbars")
+
+TODOS = (
+    ("Book the room for Thursday", 1),
+    ("Send the invoice to Ada", 1),
+    ("Water the plants", 0),
+    ("Call the dentist about the appointment in December", 0),
+    ("Read the chapter on write-ahead logging", 0),
+    ("Buy milk, bread and coffee", 0),
+)
+BY_SHELL = "Written with the sqlite3 shell"
+
+
+def main() -> None:
+    IMAGES.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        database = Path(folder) / "cdchub-demo.db"
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=list(CHROMIUM)
+        )
+        with HubProcess(database, command=["demo", "--quiet"], cwd=Path(folder)) as hub:
+            put(database, *({"title": title, "completed": completed} for title, completed in TODOS))
+            for size in SIZES:
+                for theme in THEMES:
+                    page = open_todos(browser, hub, size, theme)
+                    save(f"todos-{size}-{theme}.png", page.screenshot())
+                    page.context.close()
+            save("todos-two-windows.png", two_windows(browser, hub))
+        browser.close()
+
+
+def open_todos(browser: Browser, hub: HubProcess, size: str, theme: Any) -> Page:
+    width, height = SIZES[size]
+    touch = size == "phone"
+    context = browser.new_context(
+        viewport={"width": width, "height": height},
+        color_scheme=theme,
+        has_touch=touch,
+        is_mobile=touch,
+    )
+    page = context.new_page()
+    page.goto(f"{hub.url}/todos")
+    expect(page.get_by_role("listitem")).to_have_count(len(TODOS))
+    return page
+
+
+def two_windows(browser: Browser, hub: HubProcess) -> bytes:
+    """Two browsers and a shell's change in both, side by side."""
+    windows = [
+        browser.new_context(viewport={"width": 620, "height": 560}, color_scheme=theme).new_page()
+        for theme in ("light", "dark")
+    ]
+    for window in windows:
+        window.goto(f"{hub.url}/todos")
+        expect(window.get_by_role("listitem")).to_have_count(len(TODOS))
+    windows[0].get_by_role("checkbox", name="Water the plants").click()
+    sqlite3_shell(hub.database, f"INSERT INTO todos VALUES ('shell', '{BY_SHELL}', 0, 99, 0, 0)")
+    for window in windows:
+        expect(window.get_by_role("checkbox", name=BY_SHELL)).to_be_visible()
+        expect(window.get_by_role("checkbox", name="Water the plants")).to_be_checked()
+    pictures = [base64.b64encode(window.screenshot()).decode() for window in windows]
+
+    # The browser joins them, which spares an image library.
+    frame = browser.new_page(viewport={"width": 1304, "height": 608})
+    frame.set_content(
+        "<style>body { margin: 24px; display: flex; gap: 16px; background: #c9d1dc }"
+        "img { border-radius: 10px; box-shadow: 0 2px 10px #0004 }</style>"
+        + "".join(f"<img src='data:image/png;base64,{picture}'>" for picture in pictures)
+    )
+    return frame.screenshot()
+
+
+def save(name: str, picture: bytes) -> None:
+    assert len(picture) <= IMAGE_BYTES_MAX, f"{name} has {len(picture)} bytes"
+    (IMAGES / name).write_bytes(picture)
+    print(f"{name}: {len(picture)} bytes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""A TCP relay between browser and hub, which notes the streams it carries and can hold or cut them."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+_CHUNK_BYTES = 65_536
+
+
+@dataclass
+class CarriedStream:
+    """One `GET /cdc/stream` as it was on the wire."""
+
+    request: str
+    sockets: tuple[socket.socket, socket.socket]
+    answer: bytearray = field(default_factory=bytearray)
+    bytes_max: int | None = None
+
+    @property
+    def last_event_id(self) -> str | None:
+        """What the browser says it has."""
+        found = re.search(r"^last-event-id: *(.*?)\r?$", self.request, re.IGNORECASE | re.MULTILINE)
+        return found[1] if found else None
+
+    @property
+    def text(self) -> str:
+        return self.answer.decode("utf-8", "replace")
+
+
+class Relay:
+    def __init__(self, port: int) -> None:
+        self._hub_port = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.streams: list[CarriedStream] = []
+        self._bytes_max: int | None = None
+        self._flowing = threading.Event()
+        self._flowing.set()
+        self._sockets: set[socket.socket] = set()
+        self._threads: list[threading.Thread] = []
+        self._run(self._accept)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def hold(self) -> None:
+        """Requests for a stream wait here from now on."""
+        self._flowing.clear()
+
+    def release(self) -> None:
+        self._flowing.set()
+
+    def cut(self) -> None:
+        """Breaks the streams that are open."""
+        for stream in self.streams:
+            for end in stream.sockets:
+                _shut(end)
+
+    def cut_next_after(self, bytes_max: int) -> None:
+        """Breaks the next stream, and only that, in the middle of its answer."""
+        self._bytes_max = bytes_max
+
+    def __enter__(self) -> Relay:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+        # Closing alone would not wake a thread that waits in accept() or recv().
+        for each in (self._listener, *self._sockets):
+            _shut(each)
+        for thread in self._threads:
+            thread.join()
+        for each in (self._listener, *self._sockets):
+            each.close()
+
+    def _run(self, function: Any, *arguments: object) -> None:
+        thread = threading.Thread(target=function, args=arguments, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                browser, _ = self._listener.accept()
+            except OSError:
+                return
+            self._sockets.add(browser)
+            try:
+                hub = socket.create_connection(("127.0.0.1", self._hub_port))
+            except OSError:
+                _shut(browser)
+                continue
+            self._sockets.add(hub)
+            self._run(self._upward, browser, hub)
+
+    def _upward(self, browser: socket.socket, hub: socket.socket) -> None:
+        """Requests. The way back starts with the first one, so that it knows what it carries."""
+        carried: list[CarriedStream] = []
+        self._run(self._downward, browser, hub, carried)
+        with contextlib.suppress(OSError):
+            while data := browser.recv(_CHUNK_BYTES):
+                if data.startswith(b"GET /cdc/stream"):
+                    stream = CarriedStream(data.decode(), (browser, hub), bytes_max=self._bytes_max)
+                    self._bytes_max = None
+                    carried.append(stream)
+                    self.streams.append(stream)
+                    self._flowing.wait()
+                hub.sendall(data)
+        _shut(hub)
+
+    def _downward(
+        self, browser: socket.socket, hub: socket.socket, carried: list[CarriedStream]
+    ) -> None:
+        with contextlib.suppress(OSError):
+            while data := hub.recv(_CHUNK_BYTES):
+                if carried:
+                    stream = carried[-1]
+                    if stream.bytes_max is not None:
+                        data = data[: stream.bytes_max - len(stream.answer)]
+                    stream.answer += data
+                    browser.sendall(data)
+                    if len(stream.answer) == stream.bytes_max:
+                        break
+                else:
+                    browser.sendall(data)
+        _shut(browser)
+        _shut(hub)
+
+
+def _shut(end: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        end.shutdown(socket.SHUT_RDWR)
