@@ -27,7 +27,10 @@ class CaptureConfig:
     prune_hard_rows: int = 250_000
     prune_hard_bytes: int = 256 * 2**20
     prune_hard_age_s: float = 1_800.0
+    # Rows a transaction. In a pause short ones, which hold the write lock for some 10 ms; when
+    # forced, under a writer that never pauses, few long ones: each commit can fail a transaction.
     prune_slice_rows: int = 5_000
+    prune_forced_slice_rows: int = 25_000
     # Batches on their way to the loop; then the tailer waits. The outbox is the buffer.
     handover_batches: int = 8
     retry_s: float = 1.0

@@ -370,11 +370,12 @@ class Tailer:
         if not progress.pruning:
             self._log.sync()
             progress.begin_prune()
+        config = self._config
+        limit = config.prune_forced_slice_rows if forced else config.prune_slice_rows
+        # Whoever writes goes first: a prune that can't have the lock at once comes back later.
         self._connection.set_busy_timeout(0)
         try:
-            gone = prune(
-                self._connection, below=progress.prune_below, limit=self._config.prune_slice_rows
-            )
+            gone = prune(self._connection, below=progress.prune_below, limit=limit)
         finally:
             self._connection.set_busy_timeout(5_000)
         self.counters.rows_pruned += gone
@@ -382,7 +383,7 @@ class Tailer:
             self.counters.prunes_forced += 1
         else:
             self.counters.prunes_quiet += 1
-        if gone < self._config.prune_slice_rows:
+        if gone < limit:
             progress.end_prune(now_s=time.monotonic())
 
 
