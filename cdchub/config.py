@@ -12,10 +12,12 @@ class CaptureConfig:
     # Rows per read of the outbox: large enough that the fixed cost of a read (some 20 µs) vanishes,
     # small enough that the log's commit and the hand-over stay in the milliseconds.
     batch_rows: int = 1_000
-    # The commit may become visible after the wake: look again this often, this far apart. 13 of 413
-    # wakes saw nothing at the first look, none after 2 ms.
+    # The -wal is written before its commit becomes visible, by microseconds or, where the writer
+    # fsyncs (synchronous FULL), by however long the disk takes. So a wake that saw nothing looks
+    # again: a few times at once, then at doubling intervals up to a bound that no fsync passes.
     rechecks: int = 10
     recheck_s: float = 0.000_2
+    recheck_s_max: float = 0.256
     # Without a hint: a look at least this often. With inotify only as a safety net.
     safety_look_s: float = 1.0
     poll_s: float = 0.05

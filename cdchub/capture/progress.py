@@ -75,11 +75,14 @@ class Progress:
     def _prunable(self) -> int:
         return self.anchor.lsn - 1 - self._pruned_lsn
 
-    def prune_due(self, config: CaptureConfig, now_s: float) -> bool:
-        if now_s - self.moved_s < config.prune_quiet_s:
-            return False
+    def prune_wanted(self, config: CaptureConfig, now_s: float) -> bool:
         old = now_s - self._pruned_s > config.prune_soft_age_s
         return self.pruning or self._prunable >= (1 if old else config.prune_soft_rows)
+
+    def prune_due(self, config: CaptureConfig, now_s: float) -> bool:
+        """Whether to prune now, in a pause."""
+        pause_s = now_s - self.moved_s
+        return pause_s >= config.prune_quiet_s and self.prune_wanted(config, now_s)
 
     def prune_forced(self, config: CaptureConfig, now_s: float) -> bool:
         return self._prunable > 0 and (

@@ -177,17 +177,25 @@ class Tailer:
         self._housekeep(quiet=True)
 
     def _look_again(self) -> bool:
-        for _ in range(self._config.rechecks):
-            time.sleep(self._config.recheck_s)
+        config = self._config
+        for _ in range(config.rechecks):
+            time.sleep(config.recheck_s)
             if self._look():
                 return True
+        gap_s = 0.001
+        while gap_s <= config.recheck_s_max and not self._stop.is_set():
+            self._wake.wait(gap_s)
+            if self._look():
+                return True
+            gap_s *= 2
         return False
 
     def _patience_s(self) -> float:
-        if not self._progress.pruning:
-            return self._config.safety_look_s
-        # The next slice of a prune waits for a pause, as the first one did.
-        return max(0.0, self._progress.moved_s + self._config.prune_quiet_s - time.monotonic())
+        now_s, config = time.monotonic(), self._config
+        if not self._progress.prune_wanted(config, now_s):
+            return config.safety_look_s
+        # A prune waits for a pause, and so does its next slice.
+        return max(0.0, self._progress.moved_s + config.prune_quiet_s - now_s)
 
     # Reading.
 
@@ -275,6 +283,8 @@ class Tailer:
         self._connection = open_source(self._paths)
         try:
             require_wal(self._connection, self._paths)
+            # A prune need not be durable, and must not hold the write lock for an fsync.
+            self._connection.pragma("synchronous", "normal")
             self._attach(None)
             # Now that SQLite has opened the -wal too, these are the files we are reading.
             self._files = FileIdentity(self._paths)
