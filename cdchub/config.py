@@ -15,9 +15,7 @@ class CaptureConfig:
     # The -wal is written before its commit becomes visible, by microseconds or, where the writer
     # fsyncs (synchronous FULL), by however long the disk takes. So a wake that saw nothing looks
     # again: a few times at once, then at doubling intervals up to a bound that no fsync passes.
-    rechecks: int = 10
-    recheck_s: float = 0.000_2
-    recheck_s_max: float = 0.256
+    recheck_gaps_s: tuple[float, ...] = (0.000_2,) * 10 + tuple(0.001 * 2**n for n in range(9))
     # Without a hint: a look at least this often. With inotify only as a safety net.
     safety_look_s: float = 1.0
     poll_s: float = 0.05
@@ -123,4 +121,4 @@ class Config:
         return self
 
 
-_MAY_BE_ZERO = {"port", "rechecks", "drain_s", "share_s", "retry_spread"}
+_MAY_BE_ZERO = {"port", "drain_s", "share_s", "retry_spread"}

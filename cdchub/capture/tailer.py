@@ -56,6 +56,9 @@ from cdchub.log.protocol import (
 logger = logging.getLogger("cdchub.capture")
 
 _BUSY = (apsw.BusyError, apsw.LockedError)
+# poll(2) counts in milliseconds; a shorter wait than one is a sleep.
+_WAIT_S_MIN = 0.001
+
 _FAULTS = (apsw.Error, sqlite3.Error, OSError, CdchubError, LogConflict)
 
 
@@ -177,17 +180,19 @@ class Tailer:
         self._housekeep(quiet=True)
 
     def _look_again(self) -> bool:
+        """Looks until the commit that woke us is visible, or nothing came of it."""
         config = self._config
-        for _ in range(config.rechecks):
-            time.sleep(config.recheck_s)
+        gaps_s = config.recheck_gaps_s
+        place = 0
+        while place < len(gaps_s) and not self._stop.is_set():
+            if gaps_s[place] < _WAIT_S_MIN:
+                time.sleep(gaps_s[place])
+                place += 1
+            else:
+                # Another write in the meantime begins the wait for its own commit.
+                place = 0 if self._wake.wait(gaps_s[place]) is Hint.WRITTEN else place + 1
             if self._look():
                 return True
-        gap_s = 0.001
-        while gap_s <= config.recheck_s_max and not self._stop.is_set():
-            self._wake.wait(gap_s)
-            if self._look():
-                return True
-            gap_s *= 2
         return False
 
     def _patience_s(self) -> float:
