@@ -76,6 +76,8 @@ async def _request_error(request: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     known = from_http_exception(error)
-    if wants_html(request):
-        return views.error_page(known.status, known.detail)
-    return problem(known)
+    page = views.error_page(known.status, known.detail)
+    response = page if wants_html(request) else problem(known)
+    # A 405 names the methods that are allowed (RFC 9110 §15.5.6).
+    response.headers.update(error.headers or {})
+    return response

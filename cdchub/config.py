@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 
 from cdchub.errors import UsageError
@@ -110,9 +111,9 @@ class Config:
                 if isinstance(value, bool) or not isinstance(value, int | float):
                     continue
                 minimum = 0 if each.name in _MAY_BE_ZERO else 0.000_001
-                if value < minimum:
+                if not (math.isfinite(value) and value >= minimum):
                     raise UsageError(
-                        f"{each.name} must be {'0 or ' if minimum == 0 else ''}more than 0"
+                        f"{each.name} must be {'0 or ' if minimum == 0 else ''}more than 0, and finite"
                     )
         if self.http.port > 65_535:
             raise UsageError(f"port {self.http.port} does not exist: 0 to 65535")

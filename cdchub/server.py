@@ -28,7 +28,7 @@ _FINISH_S = 5
 
 class PortUnavailable(StartError):
     def __init__(self, host: str, port: int, why: str) -> None:
-        super().__init__(f"can't listen on {host}:{port}: {why}; choose another with --port")
+        super().__init__(f"can't listen on {host}:{port}: {why}; choose with --host and --port")
 
 
 def bind(config: HttpConfig) -> socket.socket:

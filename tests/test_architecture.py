@@ -65,6 +65,7 @@ PUBLIC = {
         "Guard",
         "from_http_exception",
         "is_loopback",
+        "is_origin",
         "problem",
         "wants_html",
     },

@@ -127,9 +127,9 @@ def check_source(paths: SourcePaths) -> None:
 
 
 @contextlib.contextmanager
-def write_transaction(connection: apsw.Connection) -> Iterator[None]:
-    """BEGIN IMMEDIATE … COMMIT, rolled back on any error."""
-    connection.execute("BEGIN IMMEDIATE")
+def transaction(connection: apsw.Connection, begin: str = "BEGIN") -> Iterator[None]:
+    """BEGIN … COMMIT, rolled back on any error. A plain BEGIN takes the write lock only to write."""
+    connection.execute(begin)
     try:
         yield
         connection.execute("COMMIT")
@@ -137,6 +137,11 @@ def write_transaction(connection: apsw.Connection) -> Iterator[None]:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+
+
+def write_transaction(connection: apsw.Connection) -> contextlib.AbstractContextManager[None]:
+    """A transaction that holds the write lock from its beginning."""
+    return transaction(connection, "BEGIN IMMEDIATE")
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from cdchub.capture.table import (
     OWN_PREFIX,
     Database,
     Shape,
+    columns_of,
     literal,
     quote,
     read_shape,
@@ -54,10 +55,14 @@ class TableChoice(msgspec.Struct, frozen=True):
 
 
 class Choice(msgspec.Struct, frozen=True):
-    """What is to be captured: `tables` is None for every user table, also later ones."""
+    """What is to be captured: `tables` is None for every user table, also later ones.
+
+    `rooms` names room columns of some of them. What is excluded stays out, even if it is named.
+    """
 
     tables: tuple[TableChoice, ...] | None = None
     exclude: tuple[str, ...] = ()
+    rooms: tuple[TableChoice, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +110,12 @@ def load(db: Database) -> Captured:
     return Captured(meta["install_id"], choice, shapes, frozenset(active))
 
 
-def reconcile(db: Database, choice: Choice | None = None) -> Outcome:
+def reconcile(db: Database, choice: Choice | None = None, *, strict: bool = False) -> Outcome:
     """Makes the source capture `choice` (None: what it was told before, at first everything).
 
-    To be called in a write transaction. Raises `TableRefused` for a table that was asked for by
-    name and can't be captured; of the tables found by `*`, such a one is a warning.
+    To be called in a write transaction. `strict`: somebody has just asked for this, so what is
+    named must be there; raises `TableRefused`. Otherwise a table that can't be captured, or can't
+    any more, is a warning.
     """
     fresh = not is_installed(db)
     if fresh:
@@ -118,8 +124,9 @@ def reconcile(db: Database, choice: Choice | None = None) -> Outcome:
         _set_meta(db, "choice", msgspec.json.encode(choice).decode())
     before = load(db)
     outcome = Outcome(before, fresh=fresh)
-    wanted = _wanted_shapes(db, before.choice, outcome.warnings)
+    wanted = _wanted_shapes(db, before.choice, outcome.warnings, strict=strict)
     standing = {before.shapes[table_id].name: table_id for table_id in before.active}
+    renumbered = _maybe_renumbered(db)
     for name, table_id in standing.items():
         shape = before.shapes[table_id]
         if name not in wanted:
@@ -127,9 +134,14 @@ def reconcile(db: Database, choice: Choice | None = None) -> Outcome:
             outcome.broken.append(name)
         elif wanted[name] != shape or not _stands(db, shape, table_id):
             _replace(db, table_id, wanted[name], shape, outcome)
+        elif renumbered and not shape.key and not _has_index(db, name):
+            _write_break(db, table_id, name)
+            outcome.broken.append(name)
     for name, shape in wanted.items():
         if name not in standing:
             _enter(db, shape, outcome, fresh=fresh)
+        outcome.warnings.extend(warnings_for(shape))
+    _note_schema(db)
     outcome.captured = load(db)
     return outcome
 
@@ -150,7 +162,7 @@ def warnings_for(shape: Shape) -> list[str]:
     if not shape.key:
         lines.append(
             f"table {shape.name!r} has no primary key: its rows are known by rowid, "
-            "which VACUUM may renumber"
+            "which VACUUM may renumber, so any schema change resets its subscribers"
         )
     secret = [name for name in shape.captured if _SECRET.search(name)]
     if secret:
@@ -184,34 +196,36 @@ def _set_meta(db: Database, key: str, value: str) -> None:
     )
 
 
-def _wanted_shapes(db: Database, choice: Choice, warnings: list[str]) -> dict[str, Shape]:
+def _wanted_shapes(
+    db: Database, choice: Choice, warnings: list[str], *, strict: bool
+) -> dict[str, Shape]:
     tables = user_tables(db)
-    exclusions = Exclusions(choice.exclude, tables)
-    wanted: dict[str, Shape] = {}
-    if choice.tables is None:
-        for name in tables:
-            if name in exclusions.tables:
-                continue
-            try:
-                wanted[name] = read_shape(
-                    db, name, room=None, excluded=exclusions.columns.get(name, frozenset())
-                )
-            except TableRefused as error:
-                warnings.append(str(error))
-        return wanted
+    exclusions = Exclusions(choice.exclude, tables, strict=strict)
     folded = {name.lower(): name for name in tables}
-    for chosen in choice.tables:
-        name = folded.get(chosen.table.lower(), chosen.table)
-        wanted[name] = read_shape(
-            db, name, room=chosen.room, excluded=exclusions.columns.get(name, frozenset())
-        )
+    rooms = {}
+    for chosen in choice.rooms if choice.tables is None else choice.tables:
+        rooms[folded.get(chosen.table.lower(), chosen.table)] = chosen.room
+    wanted: dict[str, Shape] = {}
+    for name in dict.fromkeys([*rooms, *(tables if choice.tables is None else ())]):
+        if name in exclusions.tables:
+            continue
+        excluded = exclusions.columns.get(name, frozenset())
+        if not strict:
+            present = columns_of(db, name)
+            excluded = frozenset(column for column in excluded if column.lower() in present)
+        try:
+            wanted[name] = read_shape(db, name, room=rooms.get(name), excluded=excluded)
+        except TableRefused as error:
+            if strict and (name in rooms or excluded):
+                raise
+            warnings.append(str(error))
     return wanted
 
 
 class Exclusions:
     """`--exclude T[.COL]` sorted out: a table's name may hold a dot, so the tables decide."""
 
-    def __init__(self, exclude: Sequence[str], tables: Sequence[str]) -> None:
+    def __init__(self, exclude: Sequence[str], tables: Sequence[str], *, strict: bool) -> None:
         by_name = {name.lower(): name for name in tables}
         self.tables: set[str] = set()
         columns: dict[str, set[str]] = {}
@@ -221,9 +235,35 @@ class Exclusions:
                 self.tables.add(by_name[item.lower()])
             elif dot and table.lower() in by_name:
                 columns.setdefault(by_name[table.lower()], set()).add(column)
-            else:
+            elif strict:
                 raise TableRefused(item, "--exclude names no table, and no column of one")
         self.columns = {name: frozenset(found) for name, found in columns.items()}
+
+
+def _maybe_renumbered(db: Database) -> bool:
+    """Whether somebody changed the schema since we last looked, which a VACUUM does too.
+
+    VACUUM may renumber the rowids of a table without key and index (sqlite.org/lang_vacuum.html),
+    and leaves no other trace. So any such change counts: better a needless reset than wrong keys.
+    """
+    known = _noted_schema(db)
+    ((version,),) = db.execute("PRAGMA schema_version")
+    return known is not None and known != str(version)
+
+
+def _note_schema(db: Database) -> None:
+    ((version,),) = db.execute("PRAGMA schema_version")
+    if _noted_schema(db) != str(version):
+        _set_meta(db, "schema_version", str(version))
+
+
+def _noted_schema(db: Database) -> str | None:
+    rows = list(db.execute(f"SELECT value FROM {META} WHERE key = 'schema_version'"))
+    return str(rows[0][0]) if rows else None
+
+
+def _has_index(db: Database, table: str) -> bool:
+    return bool(list(db.execute("SELECT 1 FROM pragma_index_list(?)", (table,))))
 
 
 def _stands(db: Database, shape: Shape, table_id: int) -> bool:
@@ -257,7 +297,6 @@ def _enter(db: Database, shape: Shape, outcome: Outcome, *, fresh: bool) -> None
     """Captures a table from here on. One found later brings its present rows along."""
     table_id = _add_shape(db, shape)
     _create_capture(db, shape, table_id)
-    outcome.warnings.extend(warnings_for(shape))
     if fresh:
         return
     limit = BACKFILL_ROWS_MAX + 1

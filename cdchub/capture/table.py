@@ -103,11 +103,17 @@ def literal(text: str) -> str:
 def user_tables(db: Database) -> list[str]:
     """The names of all tables that capture can cover: no views, no virtual or shadow tables."""
     rows = db.execute("SELECT name FROM pragma_table_list WHERE schema = 'main' AND type = 'table'")
-    return sorted(
-        name
-        for (name,) in rows
-        if not name.startswith(OWN_PREFIX) and not name.lower().startswith("sqlite_")
-    )
+    return sorted(name for (name,) in rows if not is_reserved(name))
+
+
+def is_reserved(name: str) -> bool:
+    return name.lower().startswith((OWN_PREFIX, "sqlite_"))
+
+
+def columns_of(db: Database, table: str) -> frozenset[str]:
+    """The names of a table's columns, folded; empty where there is no such table."""
+    rows = db.execute("SELECT name FROM pragma_table_xinfo(?)", (table,))
+    return frozenset(name.lower() for (name,) in rows)
 
 
 def read_shape(
@@ -117,6 +123,8 @@ def read_shape(
 
     `room` is the wanted room column; without one, a column called `room` is it.
     """
+    if is_reserved(name):
+        raise TableRefused(name, "it is SQLite's or cdchub's own")
     row = next(iter(_listed(db, name)), None)
     if row is None:
         raise TableRefused(name, "there is no such table")

@@ -25,6 +25,8 @@ from cdchub.capture.connection import (
     open_source,
     read_transaction,
     require_wal,
+    transaction,
+    write_transaction,
 )
 from cdchub.capture.epoch import break_in_history, source_mark, start_epoch
 from cdchub.capture.outbox import (
@@ -96,7 +98,7 @@ class Tailer:
 
         Returns what the log holds and what is captured at this moment; deliveries continue it.
         """
-        self._open()
+        self._open(first=True)
         self._wake = Wake(self._paths, poll_s=self._config.poll_s)
         return self._history(), self._captured.catalog()
 
@@ -255,17 +257,9 @@ class Tailer:
 
     def _reconcile(self) -> None:
         """Brings capture in line with the schema. Commits only if something has to change."""
-        connection = self._connection
-        connection.execute("BEGIN")
-        try:
-            outcome = install.reconcile(connection)
-            version = connection.pragma("schema_version")
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
-        self._schema_version = version
+        with transaction(self._connection):
+            outcome = install.reconcile(self._connection)
+            self._schema_version = self._connection.pragma("schema_version")
         self._take(outcome)
         self._deliver(SchemaChanged(self._captured.catalog()))
 
@@ -282,7 +276,7 @@ class Tailer:
         for name in outcome.broken:
             logger.warning("table %r changed shape or capture: its subscribers are reset", name)
 
-    def _open(self) -> None:
+    def _open(self, *, first: bool = False) -> None:
         """Opens the source, installs or mends capture, and finds where the log goes on."""
         opened = self._paths.database.stat().st_ino
         self._connection = open_source(self._paths)
@@ -290,7 +284,7 @@ class Tailer:
             require_wal(self._connection, self._paths)
             # A prune need not be durable, and must not hold the write lock for an fsync.
             self._connection.pragma("synchronous", "normal")
-            self._attach(None)
+            self._attach(None, first=first)
             # Now that SQLite has opened the -wal too, these are the files we are reading.
             self._files = FileIdentity(self._paths)
             if self._paths.database.stat().st_ino != opened:
@@ -320,21 +314,16 @@ class Tailer:
         self._deliver(self._history())
         self._deliver(SchemaChanged(self._captured.catalog()))
 
-    def _attach(self, reason: str | None) -> None:
+    def _attach(self, reason: str | None, *, first: bool = False) -> None:
         """Installs capture, and continues the log's history or begins another one.
 
-        `reason`: why the history is known to be broken, if it is.
+        `reason`: why the history is known to be broken, if it is. `first`: the hub is starting, so
+        that what it was asked for must be there.
         """
         connection = self._connection
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            outcome = install.reconcile(connection, self._choice)
+        with write_transaction(connection):
+            outcome = install.reconcile(connection, self._choice, strict=first)
             self._schema_version = connection.pragma("schema_version")
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
         self._take(outcome)
         mark = source_mark(self._paths, outcome.captured.install_id)
         found = break_in_history(connection, self._log, mark, just_installed=outcome.fresh)

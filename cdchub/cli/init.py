@@ -23,7 +23,12 @@ from cdchub.errors import NotCaptured, UsageError
 def run(options: argparse.Namespace) -> int:
     paths = source_paths(options.database)
     # Opened before the lock, so that what is no database gets no lock file beside it.
-    open_source(paths).close()
+    connection = open_source(paths)
+    try:
+        if options.command == "init" and not options.wal:
+            require_wal(connection, paths)
+    finally:
+        connection.close()
     owner = Owner(paths)
     owner.acquire()
     try:
@@ -40,7 +45,7 @@ def _init(paths: SourcePaths, options: argparse.Namespace) -> int:
                 connection.pragma("journal_mode", "wal")
             require_wal(connection, paths)
             with write_transaction(connection):
-                outcome = install.reconcile(connection, choice_from(options))
+                outcome = install.reconcile(connection, choice_from(options), strict=True)
     finally:
         connection.close()
     for line in outcome.warnings:

@@ -32,6 +32,8 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> argparse.
     given = parser.parse_args(arguments)
     command = commands[given.command]
     layers = _defaults(command, given.config, environment)
+    # argparse would append to a list that a layer gives; but here too the command line wins.
+    layers = {n: v for n, v in layers.items() if not (isinstance(v, list) and getattr(given, n))}
     if layers:
         # A second pass: what the command line names replaces what the layers say.
         command.set_defaults(**layers)
@@ -204,7 +206,12 @@ def _converted(action: argparse.Action, value: object, where: str) -> object:
 
 
 def is_url(source: str) -> bool:
-    return source.startswith(("http://", "https://"))
+    """Whether a source is a hub's address, not a file. Raises `UsageError` for one without a host."""
+    if not source.startswith(("http://", "https://")):
+        return False
+    if not source.split("://", 1)[1].strip("/"):
+        raise UsageError(f"{source}: there is no host in this address")
+    return True
 
 
 def environment() -> Mapping[str, str]:

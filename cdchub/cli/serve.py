@@ -18,7 +18,7 @@ from cdchub.capture.connection import open_source, source_paths, write_transacti
 from cdchub.capture.install import Choice, TableChoice
 from cdchub.config import Config, HttpConfig, LogConfig, StreamConfig
 from cdchub.errors import UsageError
-from cdchub.http import is_loopback
+from cdchub.http import is_loopback, is_origin
 from cdchub.hub import Hub
 from cdchub.server import bind, serve, url_of
 from cdchub.version import __version__
@@ -76,6 +76,9 @@ def serve_config(options: argparse.Namespace) -> Config:
             f"--host {options.host} can be reached by others, and this hub has no credentials: "
             "add --anonymous to serve anybody"
         )
+    for origin in options.cors_origin:
+        if not is_origin(origin):
+            raise UsageError(f"--cors-origin {origin}: use https://example.org, without a path")
     stream, log = StreamConfig(), LogConfig()
     if options.heartbeat is not None:
         stream = replace(stream, heartbeat_s=options.heartbeat)
@@ -101,10 +104,10 @@ def choice_from(options: argparse.Namespace) -> Choice | None:
     """What `--table` and `--exclude` choose; None where neither was given. Raises `UsageError`."""
     if not options.table and not options.exclude:
         return None
-    tables = None
+    named = tuple(_table_choice(text) for text in options.table if text != "*")
     if options.table and "*" not in options.table:
-        tables = tuple(_table_choice(text) for text in options.table)
-    return Choice(tables, tuple(options.exclude))
+        return Choice(named, tuple(options.exclude))
+    return Choice(None, tuple(options.exclude), rooms=named)
 
 
 def _table_choice(text: str) -> TableChoice:

@@ -1,7 +1,7 @@
 """HTTP: the JSON endpoints, problem documents, and the guard at the door."""
 
 from cdchub.http.endpoints import Endpoints
-from cdchub.http.guard import Guard, is_loopback
+from cdchub.http.guard import Guard, is_loopback, is_origin
 from cdchub.http.problem import Faults, from_http_exception, problem, wants_html
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Guard",
     "from_http_exception",
     "is_loopback",
+    "is_origin",
     "problem",
     "wants_html",
 ]

@@ -36,7 +36,7 @@ _encoder = msgspec.json.Encoder()
 
 class SnapshotSource(Protocol):
     def open(
-        self, selection: Selection, format: SnapshotFormat
+        self, selection: Selection, format: SnapshotFormat, *, at_least_lsn: int
     ) -> AbstractAsyncContextManager[SnapshotStream]: ...
 
 
@@ -170,7 +170,9 @@ class Endpoints:
             media = NDJSON if NDJSON in accept else "application/json"
             format = SnapshotFormat.ROWS
         stack = AsyncExitStack()
-        snapshot = await stack.enter_async_context(self._snapshots.open(selection, format))
+        # Whoever comes here after a reset must not be shown less than the reset's own position.
+        opened = self._snapshots.open(selection, format, at_least_lsn=self._present.head.lsn)
+        snapshot = await stack.enter_async_context(opened)
         position = self._present.position(snapshot.cursor) or self._present.head
         return _SnapshotResponse(stack, snapshot, position, selection.tables[0], media)
 

@@ -8,8 +8,8 @@ loopback names are answered; and a change is refused where its Origin is not the
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Sequence
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,6 +20,9 @@ from cdchub.http.problem import problem
 _SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
 _LOOPBACK_NAMES = {"localhost", "ip6-localhost"}
 _PREFLIGHT_AGE_S = 600
+_HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[^\s@/?#\[\]:]+)(?::(?P<port>\d{1,5}))?")
+_ORIGIN = re.compile(r"(?P<scheme>https?)://(?P<host>[^/]+)")
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def is_loopback(host: str) -> bool:
@@ -33,9 +36,12 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def host_name(host_header: str) -> str:
-    """The name of a `Host` value, without its port."""
-    return urlsplit(f"//{host_header}").hostname or ""
+def split_host(text: str) -> tuple[str, int | None] | None:
+    """Name and port of a `Host` value (RFC 9110 §7.2), or None where it is none."""
+    found = _HOST.fullmatch(text)
+    if found is None:
+        return None
+    return found["name"].lower(), int(found["port"]) if found["port"] else None
 
 
 class Guard:
@@ -61,13 +67,6 @@ class Guard:
         headers = Headers(scope=scope)
         origin = headers.get("origin")
         listed = origin is not None and origin in self._cors_origins
-        try:
-            self._check_host(headers.get("host", ""))
-            if scope["type"] == "websocket" or scope["method"] not in _SAFE_METHODS:
-                self._check_origin(origin, headers.get("host", ""), listed=listed)
-        except Forbidden as error:
-            await problem(error)(scope, receive, send)
-            return
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -75,16 +74,25 @@ class Guard:
                 _add_headers(answer, origin if listed else None, scope["path"])
             await send(message)
 
+        try:
+            self._check_host(headers.get("host", ""))
+            if scope["type"] == "websocket" or scope["method"] not in _SAFE_METHODS:
+                self._check_origin(origin, headers.get("host", ""), listed=listed)
+        except Forbidden as error:
+            await problem(error)(scope, receive, send_with_headers)
+            return
         if listed and scope["type"] == "http" and scope["method"] == "OPTIONS":
             await _preflight(send_with_headers)
             return
         await self._app(scope, receive, send_with_headers)
 
     def _check_host(self, host: str) -> None:
-        name = host_name(host)
-        if not self._only_loopback or is_loopback(name):
+        if not self._only_loopback:
             return
-        if name not in self._allowed_hosts and host.lower() not in self._allowed_hosts:
+        found = split_host(host)
+        if found is not None and (is_loopback(found[0]) or found[0] in self._allowed_hosts):
+            return
+        if host.lower() not in self._allowed_hosts:
             raise Forbidden(
                 f"this hub listens on loopback and doesn't answer to {host[:80]!r}; "
                 "allow the name with --allow-host"
@@ -93,10 +101,28 @@ class Guard:
     def _check_origin(self, origin: str | None, host: str, *, listed: bool) -> None:
         if origin is None or listed:
             return
-        if urlsplit(origin).netloc.lower() != host.lower():
+        if not _same_host(origin, host):
             raise Forbidden(
                 f"a page of {origin[:80]!r} may not change anything here; allow it with --cors-origin"
             )
+
+
+def is_origin(text: str) -> bool:
+    """Whether `text` is a web origin: scheme, host and perhaps a port (RFC 6454 §6.1)."""
+    found = _ORIGIN.fullmatch(text)
+    return found is not None and split_host(found["host"]) is not None
+
+
+def _same_host(origin: str, host: str) -> bool:
+    """Whether an origin's host and port are those of a `Host` value; a missing port is the default."""
+    found = _ORIGIN.fullmatch(origin.lower())
+    if found is None:
+        return False
+    theirs, ours = split_host(found["host"]), split_host(host)
+    if theirs is None or ours is None:
+        return False
+    default = _DEFAULT_PORTS[found["scheme"]]
+    return (theirs[0], theirs[1] or default) == (ours[0], ours[1] or default)
 
 
 def _add_headers(answer: MutableHeaders, cors_origin: str | None, path: str) -> None:

@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from cdchub.catalog import Selection
 from cdchub.config import StreamConfig
-from cdchub.errors import NotImplementedYet, PassingRefusal
+from cdchub.errors import NotImplementedYet, PassingRefusal, ValidationFailed
 from cdchub.fanout import Core, Gone, Subscriber, resolve
 from cdchub.log.protocol import Cursor
 from cdchub.position import Now, Since, parse_position, parse_since
@@ -124,7 +124,10 @@ class StreamEndpoint:
             raise NotImplementedYet("format=" + query["format"][:40])
         names = self._present.catalog.names(query.getlist("table"))
         selection = self._present.catalog.select(names, query.get("room"))
-        return selection, query.get("snapshot") == "1"
+        snapshot = query.get("snapshot", "0")
+        if snapshot not in ("0", "1"):
+            raise ValidationFailed({"snapshot": "snapshot is 1, or left out"})
+        return selection, snapshot == "1"
 
     def _start(self, request: Request, *, snapshot: bool) -> Cursor | Gone | None:
         """Where to begin: Last-Event-ID wins over `since`; None means with a snapshot."""

@@ -157,7 +157,7 @@ async def _body(request: Request, config: HttpConfig) -> Mapping[str, Any]:
         return {name: values[-1] for name, values in fields.items()}
     try:
         body = msgspec.json.decode(bytes(data)) if data else {}
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise ValidationFailed({"body": f"this is not JSON: {error}"}) from error
     if not isinstance(body, dict):
         raise ValidationFailed({"body": "send a JSON object"})

@@ -90,7 +90,7 @@ def test_reconciling_twice_changes_nothing(db: apsw.Connection) -> None:
 
 
 def test_a_table_found_later_brings_its_rows(db: apsw.Connection) -> None:
-    db.execute("CREATE TABLE a(x)")
+    db.execute("CREATE TABLE a(x PRIMARY KEY)")
     install.reconcile(db)
     db.execute("CREATE TABLE b(y); INSERT INTO b VALUES (1), (2)")
     outcome = install.reconcile(db)
@@ -137,6 +137,24 @@ def test_a_schema_change_breaks_what_it_must(
         before = len(outbox(db))
         db.execute("INSERT INTO t(a) VALUES (7)")
         assert len(outbox(db)) == before + 1, "capture stands again"
+
+
+@pytest.mark.parametrize(
+    ("create", "broken"),
+    [
+        ("CREATE TABLE t(a)", ["t"]),
+        ("CREATE TABLE t(a); CREATE INDEX ix ON t(a)", []),
+        ("CREATE TABLE t(a PRIMARY KEY)", []),
+    ],
+)
+def test_a_vacuum_breaks_a_table_whose_rowids_it_may_renumber(
+    db: apsw.Connection, create: str, broken: list[str]
+) -> None:
+    db.execute(create)
+    install.reconcile(db)
+    db.execute("INSERT INTO t VALUES (1), (2); DELETE FROM t WHERE a = 1; VACUUM")
+    assert install.reconcile(db).broken == broken
+    assert install.reconcile(db).broken == []
 
 
 def test_a_renamed_table_ends_and_begins(db: apsw.Connection) -> None:
