@@ -67,11 +67,6 @@ class TableInfo:
     columns: tuple[ColumnInfo, ...]
     room: str | None
 
-    @property
-    def has_declared_key(self) -> bool:
-        names = {column.name for column in self.columns}
-        return all(name in names for name in self.key)
-
     def room_literal(self, text: str) -> SqliteValue:
         column = next(column for column in self.columns if column.name == self.room)
         return column.literal(text)

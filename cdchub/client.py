@@ -50,7 +50,6 @@ class Client:
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self._timeout_s = timeout_s
         self._session: aiohttp.ClientSession | None = None
-        self.reconnects = 0
 
     async def __aenter__(self) -> Client:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._timeout_s, sock_read=_SILENCE_S)
@@ -126,7 +125,6 @@ class Client:
                     raise HubUnreachable(f"{self._url}: {error or type(error).__name__}") from error
             retry_ms = parser.retry_ms if parser.retry_ms is not None else _RETRY_FIRST_MS
             await asyncio.sleep(retry_ms / 1000 * random.uniform(0.5, 1.0))
-            self.reconnects += 1
             # What was cut off in mid-event is not part of the next connection.
             retry_ms_known, parser = parser.retry_ms, EventParser(parser.last_id)
             parser.retry_ms = retry_ms_known

@@ -1,22 +1,22 @@
 """Every error that a user, a client or an operator can meet, as one tree.
 
     CdchubError
-    ├── UsageError                 wrong words on the command line or in the configuration (exit 2)
-    ├── StartError                 the hub can't start, or a command can't run (exit 1)
-    │   ├── NotADatabase · SourceMissing · SourceNotWal · SourceBusy · SourceReadOnly
-    │   ├── SourceOwned            another hub serves this source
-    │   ├── ForeignLog · LogUnusable   the log beside the source is another database's, or damaged
+    ├── UsageError               wrong words on the command line or in the configuration (exit 2)
+    ├── StartError               the hub can't start, or a command can't run (exit 1)
+    │   ├── SourceMissing · NotADatabase · SourceNotWal · SourceBusy · SourceReadOnly
+    │   ├── SourceOwned          another hub serves this source
+    │   ├── ForeignLog · LogUnusable   the log is another database's, or damaged
     │   └── TableRefused · NotCaptured
-    ├── RequestError               a peer's mistake; carries an HTTP status and a stable `code`
-    │   ├── MissingTable · UnknownTable · UnknownColumn · BadFilter · BadPosition · NoRoomColumn
-    │   ├── NotImplementedYet · NotFound · MethodNotAllowed · Forbidden · PayloadTooLarge
+    ├── RequestError             a peer's mistake; carries an HTTP status and a stable `code`
+    │   ├── MissingTable · UnknownTable · NoRoomColumn · BadPosition · NotImplementedYet
+    │   ├── NotFound · MethodNotAllowed · Forbidden · PayloadTooLarge
     │   ├── ValidationFailed · ConstraintViolation
-    │   ├── PositionGone           410: `position_expired`, `epoch_changed`, …: take a snapshot
-    │   └── Overloaded · TooManyRequests · Draining · Timeout   passing: `retry_after_ms` says when
-    └── InternalError              a fault of the hub itself, with the `error_id` of its log line
+    │   ├── PositionGone         410: `position_expired`, `epoch_changed`, …: take a snapshot
+    │   └── PassingRefusal       `Overloaded` · `Timeout`: `retry_after_ms` says when
+    └── InternalError            a fault of the hub itself, with the `error_id` of its log line
 
-`code` is part of the contract (INTERFACE §4); `retryable` says whether the same request can
-succeed later without a change; `hint` says what to do about it.
+`code` is part of the contract (INTERFACE §4); `retryable` says whether the same request can succeed
+later without a change. What to do about it is in the message itself.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ class CdchubError(Exception):
     """Root of the tree. `str(error)` is one line a person can act on."""
 
     retryable: ClassVar[bool] = False
-    hint: ClassVar[str] = ""
 
 
 class UsageError(CdchubError):
@@ -244,12 +243,6 @@ class Overloaded(PassingRefusal):
     code = "overloaded"
     title = "Overloaded"
     retry_after_ms = 5_000
-
-
-class TooManyRequests(PassingRefusal):
-    status = 429
-    code = "too_many_requests"
-    title = "Too many requests"
 
 
 class Timeout(PassingRefusal):

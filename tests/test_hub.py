@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -85,6 +87,22 @@ async def test_a_locked_source_is_no_fault(database: Path) -> None:
         assert (hub.failing, hub.core.present.head.lsn) == (None, 10)
         await locker.communicate(b"")
         await until(lambda: capture_status(hub)["rowsPruned"] == 9, "the pruning after all")
+
+
+async def test_without_inotify_the_hub_polls(database: Path) -> None:
+    """The kernel's limit of inotify instances is used up, as on a crowded machine."""
+    libc = ctypes.CDLL(None)
+    taken = []
+    try:
+        while (descriptor := libc.inotify_init1(os.O_CLOEXEC)) >= 0:
+            taken.append(descriptor)
+        async with Hub(database) as hub:
+            assert capture_status(hub)["wake"] == "poll"
+            await asyncio.to_thread(commit, database, 3)
+            await until(lambda: hub.core.present.head.lsn == 3, "the changes")
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
 
 
 async def test_a_large_transaction_stays_one(database: Path) -> None:

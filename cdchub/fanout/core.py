@@ -75,8 +75,11 @@ class Core:
         """Takes in what capture delivers, in order. Called on the loop."""
         match delivery:
             case Appended(entries, source_head_lsn):
-                self._round(entries, source_head_lsn)
-                self._taken()
+                try:
+                    self._round(entries, source_head_lsn)
+                finally:
+                    # Whatever went wrong with a round, capture must not wait for it for ever.
+                    self._taken()
             case HistoryChanged():
                 before = self.present.cursor
                 if self.present.take_history(delivery):

@@ -1,5 +1,5 @@
 """The words of the log: epochs, cursors, pages, and what its writer, its readers and the deliveries
-from one to the others promise. Capture writes an `AppendLog`, fan-out reads a `ChangeLog`."""
+from one to the others promise."""
 
 from __future__ import annotations
 
@@ -76,16 +76,6 @@ class Narrowing:
 
     tables: tuple[str, ...] | None = None
     room: SqliteValue = None
-
-
-class ChangeLog(Protocol):
-    """A log that can be read by several threads at once."""
-
-    def read(
-        self, after: Cursor, *, upto: int, narrowing: Narrowing, rows_max: int, bytes_max: int
-    ) -> Page:
-        """The entries in (after, upto]. Raises `Expired`."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
