@@ -39,6 +39,7 @@ def affinity_of(declared_type: str, *, strict: bool = False) -> Affinity:
 
 
 _INTEGER = re.compile(r"\s*[+-]?\d+\s*")
+_NUMBER_CHARS_MAX = 400
 _NUMBER = re.compile(r"\s*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*")
 
 
@@ -51,9 +52,11 @@ class ColumnInfo:
     def literal(self, text: str) -> SqliteValue:
         """`text` as this column would compare it: numbers by value, text by bytes."""
         if self.affinity is Affinity.NUMERIC:
-            if _INTEGER.fullmatch(text):
-                return int(text)
-            if _NUMBER.fullmatch(text):
+            # Beyond 64 bits SQLite makes a REAL of it; longer texts than a float's are no numbers.
+            short = len(text) <= _NUMBER_CHARS_MAX
+            if short and _INTEGER.fullmatch(text):
+                return int(text) if -(2**63) <= int(text) < 2**63 else float(text)
+            if short and _NUMBER.fullmatch(text):
                 return float(text)
         return text
 
@@ -97,11 +100,11 @@ class Catalog:
 
     def __init__(self, tables: Sequence[TableInfo] = ()) -> None:
         self.tables = tuple(sorted(tables, key=lambda table: table.name))
-        self._by_name = {_fold(table.name): table for table in self.tables}
+        self._by_name = {fold_name(table.name): table for table in self.tables}
 
     def find(self, name: str) -> TableInfo:
         """The table called `name`. Raises `UnknownTable` (404)."""
-        table = self._by_name.get(_fold(name))
+        table = self._by_name.get(fold_name(name))
         if table is None:
             raise UnknownTable(name, [known.name for known in self.tables])
         return table
@@ -111,7 +114,7 @@ class Catalog:
         return [
             name
             for value in values
-            for name in ([value] if _fold(value) in self._by_name else value.split(","))
+            for name in ([value] if fold_name(value) in self._by_name else value.split(","))
         ]
 
     def select(self, names: Sequence[str], room: str | None) -> Selection:
@@ -132,7 +135,7 @@ class Catalog:
         """The captured tables that `selection` covers now."""
         if selection.tables is None:
             return list(self.tables)
-        return [self._by_name[_fold(n)] for n in selection.tables if _fold(n) in self._by_name]
+        return [self._by_name[fold_name(n)] for n in selection.tables if fold_name(n) in self._by_name]
 
     def rooms(self, selection: Selection) -> dict[str, SqliteValue]:
         """By table, the value that its room column must have; tables sent whole are not in it."""
@@ -145,8 +148,8 @@ class Catalog:
         }
 
 
-def _fold(name: str) -> str:
-    # str.lower would fold more than SQLite does: only A-Z are equal to a-z in a name.
+def fold_name(name: str) -> str:
+    """A name as SQLite compares names: only A-Z are equal to a-z."""
     return name.translate(_ASCII_LOWER)
 
 

@@ -10,6 +10,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
+from cdchub.capture.choice import Choice
 from cdchub.capture.connection import (
     Owner,
     SourcePaths,
@@ -17,7 +18,6 @@ from cdchub.capture.connection import (
     like_database,
     source_paths,
 )
-from cdchub.capture.install import Choice
 from cdchub.capture.tailer import Tailer
 from cdchub.capture.writer import SourceWriterThread
 from cdchub.config import Config
@@ -160,6 +160,8 @@ class Hub:
         """Why capture is interrupted, or None while all is well."""
         if self._running is not None and self._running.done():
             return "fan-out has ended"
+        if not self._tailer.alive:
+            return "capture has ended"
         return self._tailer.counters.failing
 
     def status(self) -> dict[str, object]:

@@ -105,6 +105,7 @@ async def serve(hub: Hub, listener: socket.socket) -> None:
     def end() -> None:
         if ended.is_set():
             server.force_exit = True
+            server.exit()
         ended.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):

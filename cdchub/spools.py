@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -83,6 +84,7 @@ class Spools:
         self._anchor = anchor
         self._shared: dict[_Key, _Shared] = {}
         self._threads = ThreadPoolExecutor(config.concurrent, thread_name_prefix="cdchub-snapshot")
+        self._stop = threading.Event()
         self.taken = 0
 
     @asynccontextmanager
@@ -113,7 +115,8 @@ class Spools:
     async def close(self) -> None:
         for key, shared in list(self._shared.items()):
             self._expire(key, shared)
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._stop.set()
+        await asyncio.to_thread(self._threads.shutdown, wait=True, cancel_futures=True)
 
     def _find_or_make(self, selection: Selection, format: SnapshotFormat) -> tuple[_Key, _Shared]:
         cursor, _ = self._anchor()
@@ -151,6 +154,7 @@ class Spools:
                         format=format,
                         anchor=Anchor(cursor.lsn, nonce),
                         timeout_s=self._config.timeout_s,
+                        stop=self._stop,
                     ),
                 )
             except SnapshotStale:

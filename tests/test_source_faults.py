@@ -186,7 +186,6 @@ def test_a_deleted_wal_does_not_end_capture(hub: HubProcess) -> None:
         stream.until("caught-up")
         for suffix in ("-wal", "-shm"):
             hub.database.with_name(hub.database.name + suffix).unlink()
-        wait_for(lambda: "wal" in " ".join(p.name for p in hub.database.parent.iterdir()), "a new -wal")
         add(hub.database, "z")
         wait_for(lambda: seen(stream, "z"), "the change after the deletion")
 

@@ -154,6 +154,16 @@ def read_transaction(connection: apsw.Connection) -> Iterator[None]:
         connection.execute("COMMIT")
 
 
+def abandon(connection: apsw.Connection) -> None:
+    """Closes a connection whose files were replaced or deleted under it.
+
+    An ordinary close may be the last one of its -wal: SQLite would then write the old -wal's pages
+    into the database, and delete what lies under its name now, which is somebody else's.
+    """
+    connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+    connection.close()
+
+
 class FileIdentity:
     """Which files the paths name: it changes when the database or its `-wal` is replaced."""
 

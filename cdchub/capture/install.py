@@ -11,26 +11,24 @@ id), `outbox`, one `stage_<id>` and six triggers a table. `uninstall` removes al
 
 from __future__ import annotations
 
-import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import msgspec
 
+from cdchub.capture.choice import Choice, wanted_shapes, warnings_for
 from cdchub.capture.table import (
     OWN_PREFIX,
     Database,
     Shape,
-    columns_of,
     literal,
     quote,
-    read_shape,
-    user_tables,
 )
 from cdchub.capture.triggers import OUTBOX, backfill_sql, capture_sql, stage_name, value_columns
-from cdchub.catalog import Catalog
+from cdchub.catalog import Catalog, fold_name
 from cdchub.errors import TableRefused
 
 META = f"{OWN_PREFIX}meta"
@@ -40,29 +38,9 @@ TABLES = f"{OWN_PREFIX}tables"
 # source's write lock for seconds; such a table enters with a break instead (reset `schema`).
 BACKFILL_ROWS_MAX = 100_000
 
-_SECRET = re.compile(r"passw|secret|token|hash|api_?key|private_?key|credential", re.IGNORECASE)
-
 # Unix milliseconds. julianday is older than any function with "subsec", and 'now' is one moment
 # within a statement (sqlite.org/lang_datefunc.html).
 _NOW_MS = "CAST((julianday('now') - 2440587.5) * 86400000.0 + 0.5 AS INTEGER)"
-
-
-class TableChoice(msgspec.Struct, frozen=True):
-    """One `--table T[:room=COL]`."""
-
-    table: str
-    room: str | None = None
-
-
-class Choice(msgspec.Struct, frozen=True):
-    """What is to be captured: `tables` is None for every user table, also later ones.
-
-    `rooms` names room columns of some of them. What is excluded stays out, even if it is named.
-    """
-
-    tables: tuple[TableChoice, ...] | None = None
-    exclude: tuple[str, ...] = ()
-    rooms: tuple[TableChoice, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +102,9 @@ def reconcile(db: Database, choice: Choice | None = None, *, strict: bool = Fals
         _set_meta(db, "choice", msgspec.json.encode(choice).decode())
     before = load(db)
     outcome = Outcome(before, fresh=fresh)
-    wanted = _wanted_shapes(db, before.choice, outcome.warnings, strict=strict)
+    wanted = wanted_shapes(db, before.choice, outcome.warnings, strict=strict)
+    named = {fold_name(chosen.table) for chosen in before.choice.tables or before.choice.rooms}
+    named = {name for name in wanted if fold_name(name) in named}
     standing = {before.shapes[table_id].name: table_id for table_id in before.active}
     renumbered = _maybe_renumbered(db)
     for name, table_id in standing.items():
@@ -133,17 +113,39 @@ def reconcile(db: Database, choice: Choice | None = None, *, strict: bool = Fals
             _retire(db, table_id, name)
             outcome.broken.append(name)
         elif wanted[name] != shape or not _stands(db, shape, table_id):
-            _replace(db, table_id, wanted[name], shape, outcome)
-        elif renumbered and not shape.key and not _has_index(db, name):
+            replace = partial(
+                _replace, db, table_id, wanted[name], shape, outcome, renumbered=renumbered
+            )
+            if not _attempt(db, replace, outcome, strict=strict and name in named):
+                _retire(db, table_id, name)
+                outcome.broken.append(name)
+        elif renumbered and not shape.key:
             _write_break(db, table_id, name)
             outcome.broken.append(name)
     for name, shape in wanted.items():
         if name not in standing:
-            _enter(db, shape, outcome, fresh=fresh)
+            enter = partial(_enter, db, shape, outcome, fresh=fresh)
+            _attempt(db, enter, outcome, strict=strict and name in named)
         outcome.warnings.extend(warnings_for(shape))
     _note_schema(db)
     outcome.captured = load(db)
     return outcome
+
+
+def _attempt(db: Database, action: Callable[[], None], outcome: Outcome, *, strict: bool) -> bool:
+    """Captures one table, or leaves it out with a warning: one that can't be stops no other."""
+    db.execute("SAVEPOINT _cdchub_table")
+    try:
+        action()
+    except TableRefused as error:
+        db.execute("ROLLBACK TO _cdchub_table")
+        db.execute("RELEASE _cdchub_table")
+        if strict:
+            raise
+        outcome.warnings.append(str(error))
+        return False
+    db.execute("RELEASE _cdchub_table")
+    return True
 
 
 def uninstall(db: Database) -> None:
@@ -154,24 +156,6 @@ def uninstall(db: Database) -> None:
         for found, name in names:
             if found == kind:
                 db.execute(f"DROP {kind} IF EXISTS {quote(name)}")
-
-
-def warnings_for(shape: Shape) -> list[str]:
-    """What an operator should know about a table before it is streamed."""
-    lines = []
-    if not shape.key:
-        lines.append(
-            f"table {shape.name!r} has no primary key: its rows are known by rowid, "
-            "which VACUUM may renumber, so any schema change resets its subscribers"
-        )
-    secret = [name for name in shape.captured if _SECRET.search(name)]
-    if secret:
-        options = " ".join(f"--exclude {shape.name}.{name}" for name in secret)
-        lines.append(
-            f"table {shape.name!r} streams {', '.join(map(repr, secret))}, which may be secret: "
-            f"keep out with {options}"
-        )
-    return lines
 
 
 def _create(db: Database, choice: Choice) -> None:
@@ -196,55 +180,12 @@ def _set_meta(db: Database, key: str, value: str) -> None:
     )
 
 
-def _wanted_shapes(
-    db: Database, choice: Choice, warnings: list[str], *, strict: bool
-) -> dict[str, Shape]:
-    tables = user_tables(db)
-    exclusions = Exclusions(choice.exclude, tables, strict=strict)
-    folded = {name.lower(): name for name in tables}
-    rooms = {}
-    for chosen in choice.rooms if choice.tables is None else choice.tables:
-        rooms[folded.get(chosen.table.lower(), chosen.table)] = chosen.room
-    wanted: dict[str, Shape] = {}
-    for name in dict.fromkeys([*rooms, *(tables if choice.tables is None else ())]):
-        if name in exclusions.tables:
-            continue
-        excluded = exclusions.columns.get(name, frozenset())
-        if not strict:
-            present = columns_of(db, name)
-            excluded = frozenset(column for column in excluded if column.lower() in present)
-        try:
-            wanted[name] = read_shape(db, name, room=rooms.get(name), excluded=excluded)
-        except TableRefused as error:
-            if strict and (name in rooms or excluded):
-                raise
-            warnings.append(str(error))
-    return wanted
-
-
-class Exclusions:
-    """`--exclude T[.COL]` sorted out: a table's name may hold a dot, so the tables decide."""
-
-    def __init__(self, exclude: Sequence[str], tables: Sequence[str], *, strict: bool) -> None:
-        by_name = {name.lower(): name for name in tables}
-        self.tables: set[str] = set()
-        columns: dict[str, set[str]] = {}
-        for item in exclude:
-            table, dot, column = item.rpartition(".")
-            if item.lower() in by_name:
-                self.tables.add(by_name[item.lower()])
-            elif dot and table.lower() in by_name:
-                columns.setdefault(by_name[table.lower()], set()).add(column)
-            elif strict:
-                raise TableRefused(item, "--exclude names no table, and no column of one")
-        self.columns = {name: frozenset(found) for name, found in columns.items()}
-
-
 def _maybe_renumbered(db: Database) -> bool:
     """Whether somebody changed the schema since we last looked, which a VACUUM does too.
 
-    VACUUM may renumber the rowids of a table without key and index (sqlite.org/lang_vacuum.html),
-    and leaves no other trace. So any such change counts: better a needless reset than wrong keys.
+    VACUUM may renumber the rowids of a table without a key (sqlite.org/lang_vacuum.html), unless it
+    has an index just then, and leaves no other trace. So any schema change counts for such a table:
+    better a needless reset than wrong keys.
     """
     known = _noted_schema(db)
     ((version,),) = db.execute("PRAGMA schema_version")
@@ -262,10 +203,6 @@ def _noted_schema(db: Database) -> str | None:
     return str(rows[0][0]) if rows else None
 
 
-def _has_index(db: Database, table: str) -> bool:
-    return bool(list(db.execute("SELECT 1 FROM pragma_index_list(?)", (table,))))
-
-
 def _stands(db: Database, shape: Shape, table_id: int) -> bool:
     """Whether all objects of this table are there, word for word."""
     wanted = capture_sql(shape, table_id)
@@ -276,13 +213,16 @@ def _stands(db: Database, shape: Shape, table_id: int) -> bool:
     return found == wanted
 
 
-def _replace(db: Database, table_id: int, wanted: Shape, shape: Shape, outcome: Outcome) -> None:
+def _replace(
+    db: Database, table_id: int, wanted: Shape, shape: Shape, outcome: Outcome, *, renumbered: bool
+) -> None:
     """Captures a table anew after its shape, its indexes or its triggers have changed."""
-    whole = len(_standing_triggers(db, table_id)) == len(capture_sql(shape, table_id)) - 1
-    _drop_capture(db, table_id)
+    escaped = not _triggers_stand(db, shape, table_id) or (renumbered and not shape.key)
     same_rows = msgspec.structs.replace(shape, unique=()) == msgspec.structs.replace(wanted, unique=())
-    if whole and same_rows:
-        # Only how rivals are found has changed, and no write escaped: subscribers need not know.
+    # Under a new unique index REPLACE evicted rows that the old triggers did not look for.
+    fewer_rivals = set(wanted.unique) <= set(shape.unique)
+    _drop_capture(db, table_id)
+    if same_rows and fewer_rivals and not escaped:
         _set_shape(db, table_id, wanted)
         _create_capture(db, wanted, table_id)
         return
@@ -341,6 +281,14 @@ def _check_compiles(db: Database, shape: Shape) -> None:
         except Exception as error:
             # Whatever the library's own error class is: the reason goes to the user.
             raise TableRefused(shape.name, f"its capture triggers don't compile ({error})") from error
+
+
+def _triggers_stand(db: Database, shape: Shape, table_id: int) -> bool:
+    """Whether every trigger of this table still stands on it. A rename takes triggers along."""
+    places = {fold_name(shape.name), fold_name(stage_name(table_id))}
+    marks = capture_sql(shape, table_id).keys() - {stage_name(table_id)}
+    rows = db.execute("SELECT name, tbl_name FROM sqlite_schema WHERE type = 'trigger'")
+    return marks <= {name for name, table in rows if fold_name(table) in places}
 
 
 def _standing_triggers(db: Database, table_id: int) -> list[Any]:

@@ -12,7 +12,7 @@ commits, are one transaction (INTERFACE §2, `txid`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import apsw
@@ -34,6 +34,8 @@ from cdchub.change import (
 from cdchub.errors import CdchubError
 
 Row = tuple[SqliteValue, ...]
+
+_EXACT_COLUMNS_MAX = 900
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +97,22 @@ def _rows_from(connection: apsw.Connection, first: int, width: int, limit: int) 
         found = _fetch(connection, f"{head}, {', '.join(columns)} {tail}", first, limit)
         return [RawRow(r[0], r[1], r[2], r[3], r[4], r[5], r[6:]) for r in found]
     except UnicodeDecodeError:
-        found = _fetch(connection, f"{head}, {exact_columns(columns)} {tail}", first, limit)
-        return [RawRow(r[0], r[1], r[2], r[3], r[4], r[5], decode_exact(r[6:])) for r in found]
+        # Reading exactly takes two columns a value, and SQLite has a limit of columns.
+        rows: list[RawRow] = []
+        for start in range(0, len(columns), _EXACT_COLUMNS_MAX):
+            part = exact_columns(columns[start : start + _EXACT_COLUMNS_MAX])
+            found = _fetch(connection, f"{head}, {part} {tail}", first, limit)
+            values = [decode_exact(r[6:]) for r in found]
+            if start == 0:
+                rows = [
+                    RawRow(r[0], r[1], r[2], r[3], r[4], r[5], v)
+                    for r, v in zip(found, values, strict=True)
+                ]
+            else:
+                rows = [
+                    replace(row, values=row.values + v) for row, v in zip(rows, values, strict=True)
+                ]
+        return rows
 
 
 def _fetch(connection: apsw.Connection, sql: str, first: int, limit: int) -> list[Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,6 +71,7 @@ def take_snapshot(
     format: SnapshotFormat,
     anchor: Anchor,
     timeout_s: float,
+    stop: threading.Event | None = None,
     folder: Path | None = None,
 ) -> Spool:
     """Reads the selection's rows, in one transaction, grouped by table and ordered by key.
@@ -88,7 +90,7 @@ def take_snapshot(
             catalog = captured.catalog()
             chosen = [table.name for table in catalog.chosen(selection)]
             shapes = {captured.shapes[i].name: captured.shapes[i] for i in captured.active}
-            reader = _Reader(connection, lsn, time.monotonic() + timeout_s)
+            reader = _Reader(connection, lsn, time.monotonic() + timeout_s, stop)
             for line in reader.lines([shapes[name] for name in chosen], catalog, selection, format):
                 file.write(line)
         file.flush()
@@ -116,7 +118,14 @@ class _EncodeChange(Protocol):
 
 
 class _Reader:
-    def __init__(self, connection: apsw.Connection, lsn: int, deadline_s: float) -> None:
+    def __init__(
+        self,
+        connection: apsw.Connection,
+        lsn: int,
+        deadline_s: float,
+        stop: threading.Event | None,
+    ) -> None:
+        self._stop = stop
         self._connection = connection
         self._lsn = lsn
         self._deadline_s = deadline_s
@@ -174,16 +183,22 @@ class _Reader:
             room_place = shape.captured.index(shape.room)
         wanted = rooms.get(shape.name)
         for place, (rowid, row) in enumerate(self._all_rows(shape)):
-            if place % 1_000 == 0 and time.monotonic() > self._deadline_s:
-                raise SnapshotTooSlow("the snapshot took too long")
+            if place % 1_000 == 0:
+                self._check_time()
             if room_place is None or (row[room_place] == wanted and wanted is not None):
                 yield rowid, row
 
+    def _check_time(self) -> None:
+        if time.monotonic() > self._deadline_s:
+            raise SnapshotTooSlow("the snapshot took too long")
+        if self._stop is not None and self._stop.is_set():
+            raise SnapshotTooSlow("the hub is ending")
+
     def _all_rows(self, shape: Shape) -> Iterator[tuple[int | None, Row]]:
-        rowid = "NULL" if shape.rowid is None else f"_t.{_rowid(shape)}"
-        columns = [f"_t.{quote(name)}" for name in shape.captured]
-        order = [f"_t.{quote(name)}" for name in shape.key] or [rowid]
-        tail = f"FROM {quote(shape.name)} _t ORDER BY {', '.join(order)}"
+        rowid = "NULL" if shape.rowid is None else f"_cdchub_t.{_rowid(shape)}"
+        columns = [f"_cdchub_t.{quote(name)}" for name in shape.captured]
+        order = [f"_cdchub_t.{quote(name)}" for name in shape.key] or [rowid]
+        tail = f"FROM {quote(shape.name)} _cdchub_t ORDER BY {', '.join(order)}"
         done = 0
         try:
             for row in self._connection.execute(f"SELECT {rowid}, {', '.join(columns)} {tail}"):

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from cdchub.catalog import ColumnInfo, TableInfo, affinity_of
+from cdchub.catalog import ColumnInfo, TableInfo, affinity_of, fold_name
 from cdchub.errors import TableRefused
 
 OWN_PREFIX = "_cdchub_"
@@ -107,13 +107,13 @@ def user_tables(db: Database) -> list[str]:
 
 
 def is_reserved(name: str) -> bool:
-    return name.lower().startswith((OWN_PREFIX, "sqlite_"))
+    return fold_name(name).startswith((OWN_PREFIX, "sqlite_"))
 
 
 def columns_of(db: Database, table: str) -> frozenset[str]:
     """The names of a table's columns, folded; empty where there is no such table."""
     rows = db.execute("SELECT name FROM pragma_table_xinfo(?)", (table,))
-    return frozenset(name.lower() for (name,) in rows)
+    return frozenset(fold_name(name) for (name,) in rows)
 
 
 def read_shape(
@@ -158,6 +158,10 @@ def read_shape(
         unique=unique,
         room=None,
     )
+    if shape.key_nullable and "rowid" in map(fold_name, key):
+        raise TableRefused(
+            name, "its key can be NULL and has a column called rowid: such keys can't be told apart"
+        )
     return msgspec.structs.replace(shape, room=_room_column(shape, room))
 
 
@@ -172,26 +176,26 @@ def _listed(db: Database, name: str) -> Iterable[tuple[str, str, int, int]]:
 def _captured(
     table: str, columns: Sequence[Column], key: Sequence[str], excluded: frozenset[str]
 ) -> tuple[str, ...]:
-    folded = {name.lower() for name in excluded}
-    unknown = folded - {column.name.lower() for column in columns}
+    folded = {fold_name(name) for name in excluded}
+    unknown = folded - {fold_name(column.name) for column in columns}
     if unknown:
         raise TableRefused(table, f"it has no column {min(unknown)!r} to exclude")
     for name in key:
-        if name.lower() in folded:
+        if fold_name(name) in folded:
             raise TableRefused(table, f"{name!r} is part of its key and can't be excluded")
-    return tuple(column.name for column in columns if column.name.lower() not in folded)
+    return tuple(column.name for column in columns if fold_name(column.name) not in folded)
 
 
 def _room_column(shape: Shape, wanted: str | None) -> str | None:
     name = "room" if wanted is None else wanted
-    found = next((c for c in shape.captured if c.lower() == name.lower()), None)
+    found = next((c for c in shape.captured if fold_name(c) == fold_name(name)), None)
     if found is None and wanted is not None:
         raise TableRefused(shape.name, f"it has no captured column {wanted!r} to be its room")
     return found
 
 
 def _rowid_name(table: str, columns: Sequence[Column]) -> str:
-    taken = {column.name.lower() for column in columns}
+    taken = {fold_name(column.name) for column in columns}
     for name in ("rowid", "_rowid_", "oid"):
         if name not in taken:
             return name

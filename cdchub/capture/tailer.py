@@ -19,13 +19,16 @@ from collections.abc import Callable
 import apsw
 
 from cdchub.capture import install
+from cdchub.capture.choice import Choice
 from cdchub.capture.connection import (
     FileIdentity,
     SourcePaths,
+    abandon,
     open_source,
     read_transaction,
     require_wal,
     transaction,
+    translated,
     write_transaction,
 )
 from cdchub.capture.epoch import break_in_history, source_mark, start_epoch
@@ -35,11 +38,11 @@ from cdchub.capture.outbox import (
     HistoryBroken,
     RawRow,
     outbox_head,
-    prune,
     read_rows,
 )
 from cdchub.capture.progress import CaptureCounters, Progress
 from cdchub.capture.triggers import OUTBOX
+from cdchub.capture.upkeep import Upkeep
 from cdchub.capture.wake import Hint, Wake
 from cdchub.catalog import Catalog
 from cdchub.change import transaction_mark
@@ -72,7 +75,7 @@ class Tailer:
         paths: SourcePaths,
         log: AppendLog,
         *,
-        choice: install.Choice | None,
+        choice: Choice | None,
         capture: CaptureConfig,
         retention: Retention,
         retain_every_s: float,
@@ -82,12 +85,13 @@ class Tailer:
         self._log = log
         self._choice = choice
         self._config = capture
-        self._retention = retention
-        self._retain_every_s = retain_every_s
+        self._upkeep = Upkeep(log, retention, retain_every_s=retain_every_s, config=capture)
         self._deliver = deliver
         self._stop = threading.Event()
         self._handover = threading.BoundedSemaphore(capture.handover_batches)
         self._thread = threading.Thread(target=self._run, name="cdchub-tailer")
+        self._reconcile_busy = False
+        self._closed = True
         self.counters = CaptureCounters()
         self._progress = Progress(Anchor(0, None), pruned_lsn=0, now_s=0.0)
 
@@ -98,7 +102,8 @@ class Tailer:
 
         Returns what the log holds and what is captured at this moment; deliveries continue it.
         """
-        self._open(first=True)
+        with translated(self._paths):
+            self._open(first=True)
         self._wake = Wake(self._paths, poll_s=self._config.poll_s)
         return self._history(), self._captured.catalog()
 
@@ -125,6 +130,10 @@ class Tailer:
         self._handover.release()
 
     @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
     def uses_inotify(self) -> bool:
         return self._wake.uses_inotify
 
@@ -137,7 +146,7 @@ class Tailer:
                 self._step(hint)
                 self._recovered()
                 hint = self._wake.wait(self._patience_s())
-                if hint is not Hint.WRITTEN and self._files.changed():
+                if self._files.changed():
                     self._reopen()
             except _BUSY:
                 # Only reading and pruning happen here, so there is nothing to undo.
@@ -146,7 +155,8 @@ class Tailer:
             except HistoryBroken as broken:
                 logger.warning("the source is not the one that was read before (%s)", broken)
                 hint = self._attempt(self._break_history)
-            except _FAULTS as fault:
+            except Exception as fault:
+                # Also what nobody foresaw: a thread that ends would be silence.
                 self._failed(fault)
                 self._stop.wait(self._config.retry_s)
                 hint = self._attempt(self._reopen)
@@ -155,7 +165,7 @@ class Tailer:
         """Runs a recovery; if it fails too, the main loop comes back to it."""
         try:
             action()
-        except (*_BUSY, *_FAULTS) as fault:
+        except Exception as fault:
             self._failed(fault)
             self._stop.wait(self._config.retry_s)
         return Hint.WRITTEN
@@ -163,7 +173,12 @@ class Tailer:
     def _failed(self, fault: Exception) -> None:
         self.counters.faults += 1
         if self.counters.failing is None:
-            logger.error("capture is interrupted, nothing is lost, retrying: %s", fault)
+            foreseen = isinstance(fault, _FAULTS)
+            logger.error(
+                "capture is interrupted, nothing is lost, retrying: %s",
+                fault,
+                exc_info=None if foreseen else fault,
+            )
         self.counters.failing = str(fault)
 
     def _recovered(self) -> None:
@@ -177,9 +192,16 @@ class Tailer:
         if not moved and hint is Hint.WRITTEN:
             moved = self._look_again()
         while moved and not self._stop.is_set():
-            self._housekeep(quiet=False)
+            self._recovered()
+            self._keep_up(quiet=False)
             moved = self._look()
-        self._housekeep(quiet=True)
+        self._keep_up(quiet=True)
+
+    def _keep_up(self, *, quiet: bool) -> None:
+        state = self._upkeep.turn(self._connection, self._progress, self.counters, quiet=quiet)
+        if state is not None:
+            self._log_state = state
+            self._deliver(self._history())
 
     def _look_again(self) -> bool:
         """Looks until the commit that woke us is visible, or nothing came of it."""
@@ -246,7 +268,7 @@ class Tailer:
         self.counters.changes += len(entries)
         self.counters.batches += 1
         self.counters.last_commit_ms = rows[-1].timestamp_ms
-        self._log_dirty = True
+        self._upkeep.log_dirty = True
         while not self._handover.acquire(timeout=self._config.safety_look_s):
             if self._stop.is_set():
                 # The loop is gone; what is in the log will be read from there.
@@ -257,9 +279,14 @@ class Tailer:
 
     def _reconcile(self) -> None:
         """Brings capture in line with the schema. Commits only if something has to change."""
-        with transaction(self._connection):
+        # Under a writer that never pauses the lock is not to be had late; then it is taken first.
+        begin = "BEGIN IMMEDIATE" if self._reconcile_busy else "BEGIN"
+        self._reconcile_busy = True
+        with transaction(self._connection, begin):
             outcome = install.reconcile(self._connection)
-            self._schema_version = self._connection.pragma("schema_version")
+            version = self._connection.pragma("schema_version")
+        self._schema_version = version
+        self._reconcile_busy = False
         self._take(outcome)
         self._deliver(SchemaChanged(self._captured.catalog()))
 
@@ -280,6 +307,7 @@ class Tailer:
         """Opens the source, installs or mends capture, and finds where the log goes on."""
         opened = self._paths.database.stat().st_ino
         self._connection = open_source(self._paths)
+        self._closed = False
         try:
             require_wal(self._connection, self._paths)
             # A prune need not be durable, and must not hold the write lock for an fsync.
@@ -291,11 +319,14 @@ class Tailer:
                 raise StartError(f"{self._paths.database} was replaced while it was being opened")
         except BaseException:
             self._connection.close()
+            self._closed = True
             raise
 
     def _reopen(self) -> None:
         """The database or its -wal is another file now, or could not be read."""
-        self._connection.close()
+        if not self._closed:
+            abandon(self._connection)
+            self._closed = True
         while not self._paths.database.exists():
             if self.counters.failing is None:
                 self._failed(StartError(f"{self._paths.database} is gone"))
@@ -343,52 +374,7 @@ class Tailer:
         if tail.data is not None:
             txid, commit = transaction_mark(tail.data)
             self._progress.resume(txid, commit=commit)
-        self._retain_at_s = time.monotonic()
-        self._log_dirty = True
-
-    # Looking after outbox and log.
-
-    def _housekeep(self, *, quiet: bool) -> None:
-        now_s = time.monotonic()
-        if now_s >= self._retain_at_s:
-            self._retain(now_s)
-        if quiet and self._log_dirty and now_s - self._progress.moved_s > self._config.prune_quiet_s:
-            self._log.checkpoint()
-            self._log_dirty = False
-        forced = self._progress.prune_forced(self._config, now_s)
-        if forced or (quiet and self._progress.prune_due(self._config, now_s)):
-            self._prune(forced=forced)
-
-    def _retain(self, now_s: float) -> None:
-        gone = self._log.retain(self._retention, now_ms=_now_ms())
-        if gone:
-            # One slice a turn, so that changes never wait for more than one.
-            self.counters.entries_expired += gone
-            self._log_state = self._log.state()
-            self._deliver(self._history())
-        else:
-            self._retain_at_s = now_s + self._retain_every_s
-
-    def _prune(self, *, forced: bool) -> None:
-        progress = self._progress
-        if not progress.pruning:
-            self._log.sync()
-            progress.begin_prune()
-        config = self._config
-        limit = config.prune_forced_slice_rows if forced else config.prune_slice_rows
-        # Whoever writes goes first: a prune that can't have the lock at once comes back later.
-        self._connection.set_busy_timeout(0)
-        try:
-            gone = prune(self._connection, below=progress.prune_below, limit=limit)
-        finally:
-            self._connection.set_busy_timeout(5_000)
-        self.counters.rows_pruned += gone
-        if forced:
-            self.counters.prunes_forced += 1
-        else:
-            self.counters.prunes_quiet += 1
-        if gone < limit:
-            progress.end_prune(now_s=time.monotonic())
+        self._upkeep.log_dirty = True
 
 
 def _now_ms() -> int:

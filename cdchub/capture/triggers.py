@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from cdchub.capture.table import OWN_PREFIX, Shape, UniqueIndex, quote
+from cdchub.capture.table import OWN_PREFIX, Shape, UniqueIndex, literal, quote
 
 OUTBOX = f"{OWN_PREFIX}outbox"
 
@@ -43,16 +43,16 @@ def capture_sql(shape: Shape, table_id: int) -> dict[str, str]:
 def backfill_sql(shape: Shape, table_id: int) -> str:
     """Writes every row of the table to the outbox as if it were inserted now, in key order."""
     recipe = _Recipe(shape, table_id)
-    order = ", ".join(f"_r.{name}" for name in recipe.identity)
-    return recipe.emit_present("1", source=f"{recipe.table} _r") + f" ORDER BY {order}"
+    order = ", ".join(f"_cdchub_r.{name}" for name in recipe.identity)
+    return recipe.emit_present("1", source=f"{recipe.table} _cdchub_r") + f" ORDER BY {order}"
 
 
 class _Recipe:
     """The pieces of SQL that the triggers of one table are put together from.
 
     `identity` tells rows of the table apart inside one statement: the rowid, or the key of a
-    WITHOUT ROWID table. `NEW` and `OLD` are the rows of the trigger, `_o` another row of the table,
-    `_r` the row as it is now.
+    WITHOUT ROWID table. `NEW` and `OLD` are the rows of the trigger, `_cdchub_o` another row of the
+    table, `_cdchub_r` the row as it is now: names of ours, which no table of a user's has.
     """
 
     def __init__(self, shape: Shape, table_id: int) -> None:
@@ -104,11 +104,11 @@ class _Recipe:
         still_there = f"({self._same(_of('NEW', self.identity), self._stage_key())})"
         return [
             f"DELETE FROM {self.stage} WHERE {still_there} OR {self._gone()}",
-            self.emit_present(self.found_under("NEW"), source=f"{self.table} _r"),
+            self.emit_present(self.found_under("NEW"), source=f"{self.table} _cdchub_r"),
         ]
 
     def _before_update(self) -> list[str]:
-        itself = self._same(_of("_o", self.identity), _of("OLD", self.identity))
+        itself = self._same(_of("_cdchub_o", self.identity), _of("OLD", self.identity))
         # Rows that are gone already are reported first: a user trigger that updates the table in
         # the middle of another row's REPLACE would overwrite their slots.
         return [self._drop_gone(), *self._stage_rivals(f" AND NOT ({itself})")]
@@ -130,7 +130,8 @@ class _Recipe:
             self._drop_gone(),
             self._emit_old_key(),
             self.emit_present(
-                f"{self.found_under('NEW')} AND ({self.key_changed()})", source=f"{self.table} _r"
+                f"{self.found_under('NEW')} AND ({self.key_changed()})",
+                source=f"{self.table} _cdchub_r",
             ),
         ]
 
@@ -158,8 +159,8 @@ class _Recipe:
         """An INSERT for the row that is there now, if one is."""
         width = len(self.captured)
         columns = ", ".join(["tbl", "op", "rid", *value_columns(2 * width)[width:]])
-        rowid = f"_r.{self.rowid}" if self.rowid else "NULL"
-        values = ", ".join(_of("_r", self.captured))
+        rowid = f"_cdchub_r.{self.rowid}" if self.rowid else "NULL"
+        values = ", ".join(_of("_cdchub_r", self.captured))
         return (
             f"INSERT INTO {OUTBOX}({columns}) SELECT {self.table_id}, 'c', {rowid}, {values}"
             f" FROM {source} WHERE {condition}"
@@ -168,33 +169,33 @@ class _Recipe:
     def _emit_old_key(self) -> str:
         """For OLD's key: an UPDATE to the row that is under it now, or else a DELETE."""
         columns = ", ".join(["tbl", "op", "rid", *value_columns(2 * len(self.captured))])
-        present = f"_r.{self.identity[0]} IS NOT NULL"
+        present = f"_cdchub_r.{self.identity[0]} IS NOT NULL"
         rowid = f"OLD.{self.rowid}" if self.rowid else "NULL"
-        values = ", ".join([*_of("OLD", self.captured), *_of("_r", self.captured)])
+        values = ", ".join([*_of("OLD", self.captured), *_of("_cdchub_r", self.captured)])
         return (
             f"INSERT INTO {OUTBOX}({columns})"
             f" SELECT {self.table_id}, CASE WHEN {present} THEN 'u' ELSE 'd' END, {rowid}, {values}"
-            f" FROM (SELECT 1) LEFT JOIN {self.table} _r ON {self.found_under('OLD')}"
+            f" FROM (SELECT 1) LEFT JOIN {self.table} _cdchub_r ON {self.found_under('OLD')}"
         )
 
     def found_under(self, row: str) -> str:
-        """The condition that `_r` is the row which stands under the wire key of `row` now."""
+        """The condition that `_cdchub_r` is the row which stands under the wire key of `row` now."""
         shape = self.shape
         if not shape.key or shape.rowid_key:
             assert self.rowid is not None
-            return f"_r.{self.rowid} = {row}.{self.rowid}"
+            return f"_cdchub_r.{self.rowid} = {row}.{self.rowid}"
         key = [quote(name) for name in shape.key]
-        exact = " AND ".join(self._same_on_wire("_r", row, name) for name in shape.key)
+        exact = " AND ".join(self._same_on_wire("_cdchub_r", row, name) for name in shape.key)
         if self.rowid is None or not shape.key_nullable:
-            return f"{self._same(_of('_r', key), _of(row, key))} AND {exact}"
+            return f"{self._same(_of('_cdchub_r', key), _of(row, key))} AND {exact}"
         # A key with a NULL in it is the rowid's; any other is found through its own index.
         some_null = " OR ".join(f"{row}.{name} IS NULL" for name in key)
         by_key = (
-            f"(SELECT _k.{self.rowid} FROM {self.table} _k"
-            f" WHERE {self._same(_of('_k', key), _of(row, key))})"
+            f"(SELECT _cdchub_k.{self.rowid} FROM {self.table} _cdchub_k"
+            f" WHERE {self._same(_of('_cdchub_k', key), _of(row, key))})"
         )
         return (
-            f"_r.{self.rowid} = CASE WHEN {some_null} THEN {row}.{self.rowid} ELSE {by_key} END"
+            f"_cdchub_r.{self.rowid} = CASE WHEN {some_null} THEN {row}.{self.rowid} ELSE {by_key} END"
             f" AND {exact}"
         )
 
@@ -226,33 +227,35 @@ class _Recipe:
         One statement per constraint: one OR over all of them would scan the table.
         """
         columns = ", ".join([*self.staged_key, *self.staged])
-        values = ", ".join(_of("_o", [*self.identity, *self.captured]))
+        values = ", ".join(_of("_cdchub_o", [*self.identity, *self.captured]))
         update = ", ".join(f"{c} = excluded.{c}" for c in ["live", *self.staged_key, *self.staged])
         return [
             f"INSERT INTO {self.stage}(slot, live, {columns}) SELECT {slot}, 1, {values}"
-            f" FROM {self.table} _o WHERE {condition}{but}"
+            f" FROM {self.table} _cdchub_o WHERE {condition}{but}"
             f" ON CONFLICT(slot) DO UPDATE SET {update}"
             for slot, condition in enumerate(self._rival_conditions(), 1)
         ]
 
     def _rival_conditions(self) -> Iterable[str]:
         if self.rowid:
-            yield f"_o.{self.rowid} = NEW.{self.rowid}"
+            yield f"_cdchub_o.{self.rowid} = NEW.{self.rowid}"
         for index in self.shape.unique:
             yield self._rival_condition(index)
 
     def _rival_condition(self, index: UniqueIndex) -> str:
-        """That `_o` and NEW collide in `index`. NULLs are distinct, so `=` is right for them.
+        """That `_cdchub_o` and NEW collide in `index`. NULLs are distinct, so `=` is right for them.
 
         An expression or a predicate is not rewritten: its text is evaluated in a scope where the
         columns' names mean the other row, and in one where they mean NEW.
         """
-        here = self._same(self.identity, _of("_o", self.identity))
+        here = self._same(self.identity, _of("_cdchub_o", self.identity))
         parts = []
         for term in index.terms:
             collate = f"COLLATE {quote(term.collation)}"
             if term.column is not None:
-                parts.append(f"_o.{quote(term.column)} {collate} = {self._new_value(term.column)}")
+                parts.append(
+                    f"_cdchub_o.{quote(term.column)} {collate} = {self._new_value(term.column)}"
+                )
             else:
                 theirs = f"(SELECT ({term.expression}) FROM {self.table} WHERE {here})"
                 parts.append(f"{theirs} {collate} = (SELECT ({term.expression}) FROM {self._new()})")
@@ -271,7 +274,7 @@ class _Recipe:
         column = self.shape.column(name)
         if column.not_null and column.default is not None:
             # REPLACE puts a NOT NULL column's default for NULL, but only after BEFORE triggers ran.
-            return f"coalesce(NEW.{quote(name)}, {column.default})"
+            return f"coalesce(NEW.{quote(name)}, {_default(column.default)})"
         return f"NEW.{quote(name)}"
 
     def _conflict_possible(self) -> str:
@@ -286,8 +289,8 @@ class _Recipe:
         return " OR ".join(changed)
 
     def _gone(self) -> str:
-        still = self._same(_of("_o", self.identity), self._stage_key())
-        return f"NOT EXISTS (SELECT 1 FROM {self.table} _o WHERE {still})"
+        still = self._same(_of("_cdchub_o", self.identity), self._stage_key())
+        return f"NOT EXISTS (SELECT 1 FROM {self.table} _cdchub_o WHERE {still})"
 
     def _drop_gone(self) -> str:
         return f"DELETE FROM {self.stage} WHERE {self._gone()}"
@@ -304,3 +307,10 @@ class _Recipe:
 
 def _of(row: str, columns: Sequence[str]) -> list[str]:
     return [f"{row}.{column}" for column in columns]
+
+
+def _default(text: str) -> str:
+    """A DEFAULT as an expression: in double quotes SQLite takes it for a string there, not a name."""
+    if not text.startswith('"'):
+        return text
+    return literal(text[1:-1].replace('""', '"'))

@@ -14,7 +14,7 @@ from typing import Any
 
 import apsw
 
-from cdchub.capture.connection import SourcePaths, open_source
+from cdchub.capture.connection import FileIdentity, SourcePaths, abandon, open_source
 from cdchub.change import SqliteValue
 from cdchub.errors import ConstraintViolation, Overloaded, StartError
 
@@ -43,7 +43,7 @@ class SourceWriterThread:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="cdchub-writer")
         self._turn = asyncio.Lock()
         self._connection: apsw.Connection | None = None
-        self._inode = 0
+        self._files = FileIdentity(paths)
 
     async def query(self, sql: str, parameters: Sequence[SqliteValue] = ()) -> Rows:
         """Runs one reading statement in a snapshot of its own."""
@@ -59,12 +59,14 @@ class SourceWriterThread:
         async with self._turn:
             try:
                 async with asyncio.timeout(self._write_s_max):
-                    await self._in_thread("BEGIN IMMEDIATE", ())
                     try:
+                        # Inside, because a cancelled BEGIN may still have taken the lock.
+                        await self._in_thread("BEGIN IMMEDIATE", ())
                         yield Transaction(self._in_thread)
                         await self._in_thread("COMMIT", ())
                     except BaseException:
-                        await asyncio.shield(self._in_thread("ROLLBACK", ()))
+                        loop = asyncio.get_running_loop()
+                        await asyncio.shield(loop.run_in_executor(self._thread, self._roll_back))
                         raise
             except TimeoutError as error:
                 raise Overloaded("the database was busy for too long; try again") from error
@@ -81,21 +83,29 @@ class SourceWriterThread:
 
     def _execute(self, sql: str, parameters: Sequence[SqliteValue]) -> Rows:
         try:
-            inode = self._paths.database.stat().st_ino
-            if self._connection is None or inode != self._inode:
-                # A restored file is another file: writes into the old one would be lost.
-                self._close()
-                self._connection = open_source(self._paths)
-                self._inode = inode
-            if sql == "ROLLBACK" and not self._connection.in_transaction:
-                return []
-            return self._connection.execute(sql, parameters).fetchall()
+            return self._open().execute(sql, parameters).fetchall()
         except apsw.ConstraintError as error:
             raise ConstraintViolation(str(error)) from error
         except (apsw.BusyError, apsw.LockedError) as error:
             raise Overloaded("another process holds the database's write lock; try again") from error
         except (apsw.FullError, apsw.IOError, apsw.ReadOnlyError, OSError, StartError) as error:
             raise Overloaded(f"the database can't be written now: {error}") from error
+
+    def _open(self) -> apsw.Connection:
+        """The connection, to the file that is there now: a restored one is another file."""
+        if self._connection is not None and self._files.changed():
+            if self._connection.in_transaction:
+                raise Overloaded("the database was replaced in the middle of this; try again")
+            abandon(self._connection)
+            self._connection = None
+        if self._connection is None:
+            self._connection = open_source(self._paths)
+            self._files = FileIdentity(self._paths)
+        return self._connection
+
+    def _roll_back(self) -> None:
+        if self._connection is not None and self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
 
     def _close(self) -> None:
         if self._connection is not None:

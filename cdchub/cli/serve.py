@@ -14,8 +14,8 @@ from pathlib import Path
 import uvloop
 
 from cdchub import views
+from cdchub.capture.choice import Choice, TableChoice
 from cdchub.capture.connection import open_source, source_paths, write_transaction
-from cdchub.capture.install import Choice, TableChoice
 from cdchub.config import Config, HttpConfig, LogConfig, StreamConfig
 from cdchub.errors import UsageError
 from cdchub.http import is_loopback, is_origin

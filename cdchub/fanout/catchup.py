@@ -123,11 +123,19 @@ class CatchUp:
             raise StreamEnded("stalled") from None
 
     async def _await_log(self) -> None:
-        """Waits for a log that is about to reach the cursor; then the position counts as ahead."""
+        """Waits for a log that is about to reach the cursor. Where the source itself has not got so
+        far, the position counts as ahead in the end."""
+        view = self._present.view
+        if self._subscriber.cursor.lsn <= view.source_head_lsn:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._config.ahead_wait_s):
+                    await self._present.moved()
+            return
         loop = asyncio.get_running_loop()
         if self._await_until_s is None:
             self._await_until_s = loop.time() + self._config.ahead_wait_s
         if loop.time() >= self._await_until_s:
+            self._await_until_s = None
             await self._reset("ahead")
             return
         with contextlib.suppress(TimeoutError):
@@ -248,6 +256,7 @@ class CatchUp:
             await self._room_to_write()
         subscriber.sink.write(framer.snapshot_end(position))
         subscriber.cursor = snapshot.cursor
+        self._present.saw(snapshot.cursor)
 
     async def _send_others(self, but: Selection, upto: int) -> str | None:
         """The changes up to a snapshot of the tables that it does not cover, without positions.

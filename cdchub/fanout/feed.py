@@ -74,9 +74,17 @@ class Matcher:
         """The change as this selection sees it, or None where it doesn't see it. No breaks."""
         if not self.covers(entry.table):
             return None
-        if entry.table not in self._rooms:
+        room: SqliteValue
+        if entry.table in self._rooms:
+            room = self._rooms[entry.table]
+        elif self.selection.room is None or entry.room_old is entry.room_new is None:
             return entry.data
-        room = self._rooms[entry.table]
+        else:
+            # A table that has a room column no longer, or is gone; its older rows were in rooms.
+            room = self.selection.room
+            if room not in (str(entry.room_old), str(entry.room_new)):
+                return None
+            room = entry.room_old if str(entry.room_old) == room else entry.room_new
         # NULL is in no room: it equals nothing (INTERFACE §3, "Filters").
         was = entry.room_old is not None and entry.room_old == room
         now = entry.room_new is not None and entry.room_new == room

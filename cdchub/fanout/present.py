@@ -66,7 +66,7 @@ class Present:
     def append(self, entries: Sequence[Entry], *, source_head_lsn: int) -> None:
         self._ring.extend(entries)
         self._head_nonce = entries[-1].nonce
-        self._source_head_lsn = source_head_lsn
+        self._source_head_lsn = max(self._source_head_lsn, source_head_lsn)
 
     def take_history(self, history: HistoryChanged) -> bool:
         """Other epochs, or other floors. True if a new epoch has begun."""
@@ -78,6 +78,11 @@ class Present:
             self._source_head_lsn = history.state.present.head_lsn
         return begun
 
+    def saw(self, cursor: Cursor) -> None:
+        """The source itself has got to `cursor`, whatever the log has taken over yet."""
+        if cursor.epoch == self.cursor.epoch:
+            self._source_head_lsn = max(self._source_head_lsn, cursor.lsn)
+
     def tell(self) -> None:
         """Wakes those who wait for something to move."""
         moved, self._moved = self._moved, asyncio.Event()
@@ -88,10 +93,10 @@ class Present:
         await self._moved.wait()
 
     async def wait_beyond(self, head: Position, timeout_s: float) -> None:
-        """Returns when the head is no longer `head`, or the time is up."""
+        """Returns at the next delivery if the head is still `head`, or when the time is up."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                while self.head == head:
+                if self.head == head:
                     await self._moved.wait()
 
     # Reading.

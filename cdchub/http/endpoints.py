@@ -173,6 +173,7 @@ class Endpoints:
         # Whoever comes here after a reset must not be shown less than the reset's own position.
         opened = self._snapshots.open(selection, format, at_least_lsn=self._present.head.lsn)
         snapshot = await stack.enter_async_context(opened)
+        self._present.saw(snapshot.cursor)
         position = self._present.position(snapshot.cursor) or self._present.head
         return _SnapshotResponse(stack, snapshot, position, selection.tables[0], media)
 

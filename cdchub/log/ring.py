@@ -46,8 +46,8 @@ class Ring:
         while self._bytes > self._bytes_max and len(self) > 1:
             self._bytes -= _size(self._entries[self._start])
             self._start += 1
-        if self._start > len(self._entries) // 2:
-            # Moving the rest down once per half keeps the cost of letting go constant per entry.
+        if self._start > len(self._entries) // 4:
+            # Moving the rest down once per quarter keeps the cost of letting go constant per entry.
             del self._entries[: self._start]
             self._start = 0
 

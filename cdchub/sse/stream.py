@@ -103,14 +103,14 @@ class StreamEndpoint:
             return Response(media_type=MEDIA_TYPE, headers=dict(_HEADERS))
         sink = StreamSink()
         position = self._present.position(start) if isinstance(start, Cursor) else None
-        if isinstance(start, Gone) and not snapshot:
-            # The reset's own position is the first one of this stream.
-            position = self._present.head
+        # Before a reset there is no id: who is cut off in between must be told of the break again.
         sink.write(self._framer.opening(position, retry_ms=self._core.retry_ms()))
         subscriber = self._core.subscribe(
             selection, self._framer, sink, start, snapshot=snapshot, transport="sse"
         )
         headers = dict(_HEADERS)
+        if isinstance(start, Gone) and not snapshot:
+            position = self._present.head
         if position is not None:
             headers["X-CDC-Position"] = str(position)
         return _Stream(self._core, subscriber, sink, headers, stall_s=self._config.stall_s)

@@ -109,6 +109,10 @@ CASES = [
         ("CREATE TABLE t(id INTEGER PRIMARY KEY, u TEXT NOT NULL DEFAULT 'a' UNIQUE, v)",),
     ),
     Case(
+        "default_in_double_quotes",
+        ('CREATE TABLE t(id INTEGER PRIMARY KEY, u TEXT NOT NULL DEFAULT "v" UNIQUE, v)',),
+    ),
+    Case(
         "conflict_clause",
         ("CREATE TABLE t(id INTEGER PRIMARY KEY, u TEXT UNIQUE ON CONFLICT REPLACE, v)",),
     ),

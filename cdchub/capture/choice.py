@@ -1,0 +1,95 @@
+"""What is to be captured: the choice that options make, and the shapes that it means now."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import msgspec
+
+from cdchub.capture.table import Database, Shape, columns_of, read_shape, user_tables
+from cdchub.catalog import fold_name
+from cdchub.errors import TableRefused
+
+_SECRET = re.compile(r"passw|secret|token|hash|api_?key|private_?key|credential", re.IGNORECASE)
+
+
+class TableChoice(msgspec.Struct, frozen=True):
+    """One `--table T[:room=COL]`."""
+
+    table: str
+    room: str | None = None
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """What is to be captured: `tables` is None for every user table, also later ones.
+
+    `rooms` names room columns of some of them. What is excluded stays out, even if it is named.
+    """
+
+    tables: tuple[TableChoice, ...] | None = None
+    exclude: tuple[str, ...] = ()
+    rooms: tuple[TableChoice, ...] = ()
+
+
+def wanted_shapes(
+    db: Database, choice: Choice, warnings: list[str], *, strict: bool
+) -> dict[str, Shape]:
+    """The shapes to capture, by name. Raises `TableRefused` for what is named, if `strict`."""
+    tables = user_tables(db)
+    exclusions = Exclusions(choice.exclude, tables, strict=strict)
+    folded = {fold_name(name): name for name in tables}
+    rooms = {}
+    for chosen in choice.rooms if choice.tables is None else choice.tables:
+        rooms[folded.get(fold_name(chosen.table), chosen.table)] = chosen.room
+    wanted: dict[str, Shape] = {}
+    for name in dict.fromkeys([*rooms, *(tables if choice.tables is None else ())]):
+        if name in exclusions.tables:
+            continue
+        excluded = exclusions.columns.get(name, frozenset())
+        if not strict:
+            present = columns_of(db, name)
+            excluded = frozenset(column for column in excluded if fold_name(column) in present)
+        try:
+            wanted[name] = read_shape(db, name, room=rooms.get(name), excluded=excluded)
+        except TableRefused as error:
+            if strict and (name in rooms or excluded):
+                raise
+            warnings.append(str(error))
+    return wanted
+
+
+class Exclusions:
+    """`--exclude T[.COL]` sorted out: a table's name may hold a dot, so the tables decide."""
+
+    def __init__(self, exclude: Sequence[str], tables: Sequence[str], *, strict: bool) -> None:
+        by_name = {fold_name(name): name for name in tables}
+        self.tables: set[str] = set()
+        columns: dict[str, set[str]] = {}
+        for item in exclude:
+            table, dot, column = item.rpartition(".")
+            if fold_name(item) in by_name:
+                self.tables.add(by_name[fold_name(item)])
+            elif dot and fold_name(table) in by_name:
+                columns.setdefault(by_name[fold_name(table)], set()).add(column)
+            elif strict:
+                raise TableRefused(item, "--exclude names no table, and no column of one")
+        self.columns = {name: frozenset(found) for name, found in columns.items()}
+
+
+def warnings_for(shape: Shape) -> list[str]:
+    """What an operator should know about a table before it is streamed."""
+    lines = []
+    if not shape.key:
+        lines.append(
+            f"table {shape.name!r} has no primary key: its rows are known by rowid, "
+            "which VACUUM may renumber, so any schema change resets its subscribers"
+        )
+    secret = [name for name in shape.captured if _SECRET.search(name)]
+    if secret:
+        options = " ".join(f"--exclude {shape.name}.{name}" for name in secret)
+        lines.append(
+            f"table {shape.name!r} streams {', '.join(map(repr, secret))}, which may be secret: "
+            f"keep out with {options}"
+        )
+    return lines
