@@ -24,8 +24,11 @@ from cdchub.hub import Hub
 from cdchub.sse import StreamEndpoint
 
 
-def create_app(hub: Hub) -> Starlette:
-    """The ASGI application of a running hub. It has no lifespan: the hub's owner starts and ends it."""
+def create_app(hub: Hub, *, drains: bool = False) -> Starlette:
+    """The ASGI application of a running hub. It has no lifespan: the hub's owner starts and ends it.
+
+    `drains`: that owner ends the open streams too (`Core.drain`) before its server stops.
+    """
     config = hub.config
     endpoints = Endpoints(
         hub.core,
@@ -36,7 +39,7 @@ def create_app(hub: Hub) -> Starlette:
     )
     todos = views.TodoApi(hub.writer, config.http, catalog=lambda: hub.core.present.catalog)
     cdc = [
-        Route("/stream", StreamEndpoint(hub.core, config.stream).open),
+        Route("/stream", StreamEndpoint(hub.core, config.stream, drains=drains).open),
         Route("/changes", endpoints.changes),
         Route("/snapshot", endpoints.snapshot),
         Route("/tables", endpoints.tables),

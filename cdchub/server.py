@@ -88,7 +88,7 @@ async def serve(hub: Hub, listener: socket.socket) -> None:
     """Serves a running hub until a signal ends it."""
     server = _Server(
         uvicorn.Config(
-            create_app(hub),
+            create_app(hub, drains=True),
             http="httptools",
             ws="none",
             lifespan="off",

@@ -80,7 +80,9 @@ class StreamSink:
 class StreamEndpoint:
     """The endpoint. Raises `RequestError` for what the client must change."""
 
-    def __init__(self, core: Core, config: StreamConfig) -> None:
+    def __init__(self, core: Core, config: StreamConfig, *, drains: bool = False) -> None:
+        """`drains`: whoever runs the server ends the streams before it stops."""
+        self._drains = drains
         self._core = core
         self._present = core.present
         self._config = config
@@ -113,7 +115,8 @@ class StreamEndpoint:
             position = self._present.head
         if position is not None:
             headers["X-CDC-Position"] = str(position)
-        return _Stream(self._core, subscriber, sink, headers, stall_s=self._config.stall_s)
+        stream = _DrainedStream if self._drains else _Stream
+        return stream(self._core, subscriber, sink, headers, stall_s=self._config.stall_s)
 
     def _wanted(self, request: Request) -> tuple[Selection, bool]:
         query = request.query_params
@@ -182,3 +185,10 @@ class _Stream(EventSourceResponse):
             self._core.unsubscribe(self._subscriber, "stalled")
         finally:
             self._core.unsubscribe(self._subscriber)
+
+
+class _DrainedStream(_Stream):
+    """A stream that the core ends in time: nobody need look for a shutdown twice a second."""
+
+    async def _listen_for_exit_signal_with_grace(self) -> None:
+        await asyncio.Event().wait()
