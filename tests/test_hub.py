@@ -96,10 +96,14 @@ async def test_without_inotify_the_hub_polls(database: Path) -> None:
     try:
         while (descriptor := libc.inotify_init1(os.O_CLOEXEC)) >= 0:
             taken.append(descriptor)
-        async with Hub(database) as hub:
+        config = Config(capture=CaptureConfig(prune_soft_rows=1, prune_quiet_s=0.02))
+        async with Hub(database, config=config) as hub:
             assert capture_status(hub)["wake"] == "poll"
             await asyncio.to_thread(commit, database, 3)
             await until(lambda: hub.core.present.head.lsn == 3, "the changes")
+            await until(lambda: capture_status(hub)["rowsPruned"] == 2, "the pruning")
+            await asyncio.to_thread(commit, database, 1)
+            await until(lambda: hub.core.present.head.lsn == 4, "the next change")
     finally:
         for descriptor in taken:
             os.close(descriptor)

@@ -56,9 +56,7 @@ class Wake:
                 os.read(descriptor, _READ_BYTES)
         if self._folder in ready:
             return Hint.FILES
-        if ready or not self.uses_inotify:
-            return Hint.WRITTEN
-        return Hint.NONE
+        return Hint.WRITTEN if ready else Hint.NONE
 
     def kick(self) -> None:
         """Wakes the waiting thread now."""

@@ -26,7 +26,7 @@ from cdchub.capture.connection import (
 from cdchub.capture.outbox import Anchor, Decoder, HistoryBroken, outbox_head, read_rows
 from cdchub.capture.snapshot import SnapshotStale, take_snapshot
 from cdchub.capture.triggers import OUTBOX
-from cdchub.capture.wake import Hint, Wake
+from cdchub.capture.wake import Wake
 from cdchub.catalog import Selection, SnapshotFormat
 from cdchub.change import ChangeType, Entry
 from cdchub.errors import NotCaptured, StartError
@@ -79,7 +79,8 @@ class Follower:
                 yield from self._read_all()
                 if wake is None:
                     return
-                if wake.wait(_LOOK_S) is not Hint.WRITTEN and self._files.changed():
+                wake.wait(_LOOK_S)
+                if self._files.changed():
                     self._connection.close()
                     self._open()
                     wake.rewatch()
