@@ -5,6 +5,7 @@
     ├── StartError               the hub can't start, or a command can't run (exit 1)
     │   ├── SourceMissing · NotADatabase · SourceNotWal · SourceBusy · SourceReadOnly
     │   ├── SourceOwned          another hub serves this source
+    │   ├── DriverConflict       two SQLite libraries on one file in one process
     │   ├── ForeignLog · LogUnusable   the log is another database's, or damaged
     │   └── TableRefused · NotCaptured
     ├── RequestError             a peer's mistake; carries an HTTP status and a stable `code`
@@ -79,6 +80,15 @@ class SourceOwned(StartError):
         owner = f"pid {pid}" if pid else "a process that did not leave its pid"
         super().__init__(f"{path}: already served by {owner}; a source has one owner")
         self.pid = pid
+
+
+class DriverConflict(StartError):
+    def __init__(self, path: str, *, wanted: str, found: str) -> None:
+        super().__init__(
+            f"{path}: this process has it open with {found} already, and the hub was to use {wanted}; "
+            "two SQLite libraries on one file in one process drop each other's locks and corrupt it "
+            f'(sqlite.org/howtocorrupt.html §2.2): use Hub(..., driver="{found}")'
+        )
 
 
 class ForeignLog(StartError):

@@ -1,7 +1,7 @@
 """The only module that opens the source, and the lock that makes it one hub's own.
 
-Everything here goes through one SQLite library, APSW's. A second library on the same file in the
-same process would drop the first one's POSIX locks when it closes the file
+Everything here goes through one SQLite library, the source's `driver`. A second library on the same
+file in the same process would drop the first one's POSIX locks when it closes the file
 (sqlite.org/howtocorrupt.html §2.2), and so would a plain `open()` of the database or its `-shm`: so
 nothing in cdchub opens either by hand, and file identity comes from `stat`.
 """
@@ -16,8 +16,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import apsw
-
+from cdchub.capture.driver import (
+    NOT_A_DATABASE,
+    Busy,
+    Connection,
+    Damaged,
+    Driver,
+    Unwritable,
+    require_one_library,
+)
 from cdchub.errors import (
     NotADatabase,
     SourceBusy,
@@ -30,14 +37,14 @@ from cdchub.errors import (
 # How long a command waits for a writer before it gives up; the usual web request is far shorter.
 BUSY_TIMEOUT_S = 5.0
 
-_BUSY = (apsw.BusyError, apsw.LockedError)
-
 
 @dataclass(frozen=True, slots=True)
 class SourcePaths:
-    """The source and the files that cdchub keeps beside it, named like SQLite's own `-wal`."""
+    """The source, the library that opens it, and the files that cdchub keeps beside it, which are
+    named like SQLite's own `-wal`."""
 
     database: Path
+    driver: Driver = Driver.APSW
 
     @property
     def wal(self) -> Path:
@@ -55,10 +62,11 @@ class SourcePaths:
         return self.database.with_name(self.database.name + suffix)
 
 
-def source_paths(database: str | os.PathLike[str]) -> SourcePaths:
+def source_paths(database: str | os.PathLike[str], driver: Driver = Driver.APSW) -> SourcePaths:
     """The paths of a source. Symbolic links are followed, so that one file has one owner.
 
-    Raises `SourceMissing`, or `NotADatabase` for what is no regular file.
+    Raises `SourceMissing`; `NotADatabase` for what is no regular file; `DriverConflict` where the
+    other library has it open in this process.
     """
     path = Path(os.path.realpath(database))
     try:
@@ -67,23 +75,23 @@ def source_paths(database: str | os.PathLike[str]) -> SourcePaths:
         raise SourceMissing(os.fspath(database)) from error
     if not stat.S_ISREG(mode):
         raise NotADatabase(os.fspath(database), "it is not a regular file")
-    return SourcePaths(path)
+    require_one_library(os.fspath(path), driver)
+    return SourcePaths(path, driver)
 
 
-def open_source(paths: SourcePaths, *, read_only: bool = False) -> apsw.Connection:
+def open_source(paths: SourcePaths, *, read_only: bool = False) -> Connection:
     """A connection to the source, which is checked to be a database.
 
     Raises `NotADatabase`, `SourceReadOnly` or `SourceBusy`.
     """
-    flags = apsw.SQLITE_OPEN_READONLY if read_only else apsw.SQLITE_OPEN_READWRITE
     name = os.fspath(paths.database)
     if not read_only and not os.access(paths.database.parent, os.W_OK):
         raise SourceReadOnly(name, "its folder is read-only")
     with translated(paths):
-        connection = apsw.Connection(name, flags)
+        connection = Connection(name, paths.driver, read_only=read_only)
         try:
-            connection.set_busy_timeout(int(BUSY_TIMEOUT_S * 1000))
-            connection.execute("SELECT count(*) FROM sqlite_schema").get  # noqa: B018 - it reads
+            connection.set_busy_timeout(BUSY_TIMEOUT_S)
+            connection.execute("SELECT count(*) FROM sqlite_schema")
         except BaseException:
             connection.close()
             raise
@@ -96,21 +104,21 @@ def translated(paths: SourcePaths) -> Iterator[None]:
     name = os.fspath(paths.database)
     try:
         yield
-    except apsw.NotADBError as error:
-        raise NotADatabase(name, "it has no SQLite header, or is encrypted") from error
-    except _BUSY as error:
+    except Busy as error:
         raise SourceBusy(name, BUSY_TIMEOUT_S) from error
-    except (apsw.ReadOnlyError, apsw.CantOpenError, apsw.PermissionsError) as error:
+    except Unwritable as error:
         raise SourceReadOnly(name, str(error)) from error
-    except (apsw.CorruptError, apsw.IOError) as error:
-        raise NotADatabase(name, str(error)) from error
+    except Damaged as error:
+        foreign = error.code == NOT_A_DATABASE
+        why = "it has no SQLite header, or is encrypted" if foreign else str(error)
+        raise NotADatabase(name, why) from error
 
 
-def journal_mode(connection: apsw.Connection) -> str:
+def journal_mode(connection: Connection) -> str:
     return str(connection.pragma("journal_mode"))
 
 
-def require_wal(connection: apsw.Connection, paths: SourcePaths) -> None:
+def require_wal(connection: Connection, paths: SourcePaths) -> None:
     """Raises `SourceNotWal` unless the source is in WAL mode; nothing switches it unasked."""
     mode = journal_mode(connection)
     if mode != "wal":
@@ -127,7 +135,7 @@ def check_source(paths: SourcePaths) -> None:
 
 
 @contextlib.contextmanager
-def transaction(connection: apsw.Connection, begin: str = "BEGIN") -> Iterator[None]:
+def transaction(connection: Connection, begin: str = "BEGIN") -> Iterator[None]:
     """BEGIN … COMMIT, rolled back on any error. A plain BEGIN takes the write lock only to write."""
     connection.execute(begin)
     try:
@@ -139,29 +147,19 @@ def transaction(connection: apsw.Connection, begin: str = "BEGIN") -> Iterator[N
         raise
 
 
-def write_transaction(connection: apsw.Connection) -> contextlib.AbstractContextManager[None]:
+def write_transaction(connection: Connection) -> contextlib.AbstractContextManager[None]:
     """A transaction that holds the write lock from its beginning."""
     return transaction(connection, "BEGIN IMMEDIATE")
 
 
 @contextlib.contextmanager
-def read_transaction(connection: apsw.Connection) -> Iterator[None]:
+def read_transaction(connection: Connection) -> Iterator[None]:
     """One snapshot for several reads. Keep it short: a held snapshot makes the WAL grow."""
     connection.execute("BEGIN")
     try:
         yield
     finally:
         connection.execute("COMMIT")
-
-
-def abandon(connection: apsw.Connection) -> None:
-    """Closes a connection whose files were replaced or deleted under it.
-
-    An ordinary close may be the last one of its -wal: SQLite would then write the old -wal's pages
-    into the database, and delete what lies under its name now, which is somebody else's.
-    """
-    connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-    connection.close()
 
 
 class FileIdentity:

@@ -11,9 +11,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import apsw
-
 from cdchub.capture.connection import SourcePaths, read_transaction
+from cdchub.capture.driver import Connection
 from cdchub.capture.outbox import Anchor, HistoryBroken, outbox_head, read_rows
 from cdchub.capture.triggers import OUTBOX
 from cdchub.log.protocol import AppendLog, SourceMark
@@ -27,7 +26,7 @@ def source_mark(paths: SourcePaths, install_id: str) -> SourceMark:
 
 
 def break_in_history(
-    connection: apsw.Connection, log: AppendLog, mark: SourceMark, *, just_installed: bool
+    connection: Connection, log: AppendLog, mark: SourceMark, *, just_installed: bool
 ) -> str | None:
     """Why the log can't go on with this source, in a word, or None where it can.
 
@@ -46,7 +45,7 @@ def break_in_history(
     return None
 
 
-def start_epoch(connection: apsw.Connection, log: AppendLog, reason: str, *, now_ms: int) -> None:
+def start_epoch(connection: Connection, log: AppendLog, reason: str, *, now_ms: int) -> None:
     """Begins a new epoch. What the outbox holds beyond its base will enter the log."""
     with read_transaction(connection):
         base = _base(connection, log, reason)
@@ -55,15 +54,15 @@ def start_epoch(connection: apsw.Connection, log: AppendLog, reason: str, *, now
         logger.warning("a new epoch begins: %s (%s)", epoch, reason)
 
 
-def _base(connection: apsw.Connection, log: AppendLog, reason: str) -> Anchor:
+def _base(connection: Connection, log: AppendLog, reason: str) -> Anchor:
     if reason == "new":
         # Everything since capture was installed belongs to this history.
-        oldest = connection.execute(f"SELECT min(lsn) FROM {OUTBOX}").get
+        oldest = connection.value(f"SELECT min(lsn) FROM {OUTBOX}")
         return outbox_head(connection) if oldest is None else Anchor(oldest - 1, None)
     if reason == "unclean":
         # If nothing was lost after all, nothing needs to be left out either.
         tail = log.tail()
-        found = connection.execute(f"SELECT nonce FROM {OUTBOX} WHERE lsn = ?", (tail.lsn,)).get
+        found = connection.value(f"SELECT nonce FROM {OUTBOX} WHERE lsn = ?", (tail.lsn,))
         if tail.nonce is not None and found == tail.nonce:
             return Anchor(tail.lsn, tail.nonce)
     return outbox_head(connection)

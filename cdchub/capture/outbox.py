@@ -15,8 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import apsw
-
+from cdchub.capture.driver import Connection
 from cdchub.capture.install import Captured
 from cdchub.capture.table import Shape
 from cdchub.capture.triggers import OUTBOX, value_columns
@@ -61,18 +60,18 @@ class RawRow:
     values: Row
 
 
-def outbox_head(connection: apsw.Connection) -> Anchor:
+def outbox_head(connection: Connection) -> Anchor:
     """The newest row there is; before the first row, the last LSN that was ever given out."""
     row = next(
         iter(connection.execute(f"SELECT lsn, nonce FROM {OUTBOX} ORDER BY lsn DESC LIMIT 1")), None
     )
     if row is not None:
         return Anchor(*row)
-    sequence = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = ?", (OUTBOX,)).get
+    sequence = connection.value("SELECT seq FROM sqlite_sequence WHERE name = ?", (OUTBOX,))
     return Anchor(sequence or 0, None)
 
 
-def read_rows(connection: apsw.Connection, *, after: Anchor, width: int, limit: int) -> list[RawRow]:
+def read_rows(connection: Connection, *, after: Anchor, width: int, limit: int) -> list[RawRow]:
     """The committed rows after the anchor, at most `limit`. Raises `HistoryBroken`."""
     rows = _rows_from(connection, after.lsn, width, limit + 1)
     if rows and rows[0].lsn == after.lsn:
@@ -89,7 +88,7 @@ def read_rows(connection: apsw.Connection, *, after: Anchor, width: int, limit: 
     return rows
 
 
-def _rows_from(connection: apsw.Connection, first: int, width: int, limit: int) -> list[RawRow]:
+def _rows_from(connection: Connection, first: int, width: int, limit: int) -> list[RawRow]:
     head = "SELECT lsn, tbl, op, rid, ts, nonce"
     tail = f"FROM {OUTBOX} WHERE lsn >= ? ORDER BY lsn LIMIT ?"
     columns = value_columns(width)
@@ -115,9 +114,9 @@ def _rows_from(connection: apsw.Connection, first: int, width: int, limit: int) 
         return rows
 
 
-def _fetch(connection: apsw.Connection, sql: str, first: int, limit: int) -> list[Any]:
+def _fetch(connection: Connection, sql: str, first: int, limit: int) -> list[Any]:
     # What SQLite returns is untyped; the outbox's own columns are what its triggers wrote.
-    return connection.execute(sql, (first, limit)).fetchall()
+    return connection.execute(sql, (first, limit))
 
 
 def exact_columns(columns: Sequence[str]) -> str:
@@ -211,7 +210,7 @@ class Decoder:
 _TYPES = {"c": ChangeType.INSERT, "u": ChangeType.UPDATE, "d": ChangeType.DELETE}
 
 
-def prune(connection: apsw.Connection, *, below: int, limit: int) -> int:
+def prune(connection: Connection, *, below: int, limit: int) -> int:
     """Deletes the oldest rows below LSN `below`, at most `limit`. Returns how many went.
 
     One short transaction of its own; the caller sees to it that the log has fsynced them.

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
-import apsw
 import msgspec
 
 from cdchub.capture import install
 from cdchub.capture.connection import SourcePaths, open_source, read_transaction
+from cdchub.capture.driver import Connection
 from cdchub.capture.outbox import (
     Anchor,
     Row,
@@ -102,12 +102,12 @@ def take_snapshot(
         connection.close()
 
 
-def _check_history(connection: apsw.Connection, anchor: Anchor) -> None:
+def _check_history(connection: Connection, anchor: Anchor) -> None:
     if not install.is_installed(connection):
         raise SnapshotStale("capture is not installed")
     if anchor.nonce is None:
         return
-    found = connection.execute(f"SELECT nonce FROM {OUTBOX} WHERE lsn = ?", (anchor.lsn,)).get
+    found = connection.value(f"SELECT nonce FROM {OUTBOX} WHERE lsn = ?", (anchor.lsn,))
     # A row that was pruned since the anchor was read is fine; then a later one stands.
     if found != anchor.nonce and not (found is None and outbox_head(connection).lsn > anchor.lsn):
         raise SnapshotStale(f"LSN {anchor.lsn} is another row than in the log")
@@ -120,7 +120,7 @@ class _EncodeChange(Protocol):
 class _Reader:
     def __init__(
         self,
-        connection: apsw.Connection,
+        connection: Connection,
         lsn: int,
         deadline_s: float,
         stop: threading.Event | None,
@@ -201,13 +201,13 @@ class _Reader:
         tail = f"FROM {quote(shape.name)} _cdchub_t ORDER BY {', '.join(order)}"
         done = 0
         try:
-            for row in self._connection.execute(f"SELECT {rowid}, {', '.join(columns)} {tail}"):
+            for row in self._connection.iterate(f"SELECT {rowid}, {', '.join(columns)} {tail}"):
                 yield row[0], row[1:]
                 done += 1
         except UnicodeDecodeError:
             # One row holds TEXT that is no UTF-8: go on from it, reading bytes.
             sql = f"SELECT {rowid}, {exact_columns(columns)} {tail} LIMIT -1 OFFSET ?"
-            for row in self._connection.execute(sql, (done,)):
+            for row in self._connection.iterate(sql, (done,)):
                 yield row[0], decode_exact(row[1:])
 
 

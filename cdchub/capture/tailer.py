@@ -16,14 +16,11 @@ import threading
 import time
 from collections.abc import Callable
 
-import apsw
-
 from cdchub.capture import install
 from cdchub.capture.choice import Choice
 from cdchub.capture.connection import (
     FileIdentity,
     SourcePaths,
-    abandon,
     open_source,
     read_transaction,
     require_wal,
@@ -31,6 +28,7 @@ from cdchub.capture.connection import (
     translated,
     write_transaction,
 )
+from cdchub.capture.driver import BadStatement, Busy
 from cdchub.capture.epoch import break_in_history, source_mark, start_epoch
 from cdchub.capture.outbox import (
     Anchor,
@@ -60,11 +58,10 @@ from cdchub.log.protocol import (
 
 logger = logging.getLogger("cdchub.capture")
 
-_BUSY = (apsw.BusyError, apsw.LockedError)
 # poll(2) counts in milliseconds; a shorter wait than one is a sleep.
 _WAIT_S_MIN = 0.001
 
-_FAULTS = (apsw.Error, sqlite3.Error, OSError, CdchubError, LogConflict)
+_FAULTS = (sqlite3.Error, OSError, CdchubError, LogConflict)
 
 
 class Tailer:
@@ -148,7 +145,7 @@ class Tailer:
                 hint = self._wake.wait(self._patience_s())
                 if self._files.changed():
                     self._reopen()
-            except _BUSY:
+            except Busy:
                 # Only reading and pruning happen here, so there is nothing to undo.
                 self.counters.busy += 1
                 hint = self._wake.wait(self._config.poll_s)
@@ -236,7 +233,7 @@ class Tailer:
                 if version != self._schema_version:
                     self._load_shapes()
                 rows, head_lsn = self._read_batch()
-        except apsw.SQLError as error:
+        except BadStatement as error:
             if install.is_installed(self._connection):
                 raise
             raise HistoryBroken("capture is no longer installed") from error
@@ -325,7 +322,7 @@ class Tailer:
     def _reopen(self) -> None:
         """The database or its -wal is another file now, or could not be read."""
         if not self._closed:
-            abandon(self._connection)
+            self._connection.abandon()
             self._closed = True
         while not self._paths.database.exists():
             if self.counters.failing is None:
@@ -365,7 +362,7 @@ class Tailer:
         self._log.adopt(mark)
         self._log_state = self._log.state()
         tail = self._log.tail()
-        oldest = connection.execute(f"SELECT min(lsn) FROM {OUTBOX}").get
+        oldest = connection.value(f"SELECT min(lsn) FROM {OUTBOX}")
         self._progress = Progress(
             Anchor(tail.lsn, tail.nonce),
             pruned_lsn=tail.lsn if oldest is None else oldest - 1,

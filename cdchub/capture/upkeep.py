@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import time
 
-import apsw
-
+from cdchub.capture.connection import BUSY_TIMEOUT_S
+from cdchub.capture.driver import Connection
 from cdchub.capture.outbox import prune
 from cdchub.capture.progress import CaptureCounters, Progress
 from cdchub.config import CaptureConfig
 from cdchub.log.protocol import AppendLog, LogState, Retention
-
-_BUSY_TIMEOUT_MS = 5_000
 
 
 class Upkeep:
@@ -33,7 +31,7 @@ class Upkeep:
 
     def turn(
         self,
-        connection: apsw.Connection,
+        connection: Connection,
         progress: Progress,
         counters: CaptureCounters,
         *,
@@ -64,7 +62,7 @@ class Upkeep:
 
     def _prune(
         self,
-        connection: apsw.Connection,
+        connection: Connection,
         progress: Progress,
         counters: CaptureCounters,
         *,
@@ -80,7 +78,7 @@ class Upkeep:
         try:
             gone = prune(connection, below=progress.prune_below, limit=limit)
         finally:
-            connection.set_busy_timeout(_BUSY_TIMEOUT_MS)
+            connection.set_busy_timeout(BUSY_TIMEOUT_S)
         counters.rows_pruned += gone
         if forced:
             counters.prunes_forced += 1

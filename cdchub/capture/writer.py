@@ -12,9 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
-import apsw
-
-from cdchub.capture.connection import FileIdentity, SourcePaths, abandon, open_source
+from cdchub.capture.connection import FileIdentity, SourcePaths, open_source
+from cdchub.capture.driver import Busy, Connection, ConstraintFailed, Damaged, Unwritable
 from cdchub.change import SqliteValue
 from cdchub.errors import ConstraintViolation, Overloaded, StartError
 
@@ -42,7 +41,7 @@ class SourceWriterThread:
         self._write_s_max = write_s_max
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="cdchub-writer")
         self._turn = asyncio.Lock()
-        self._connection: apsw.Connection | None = None
+        self._connection: Connection | None = None
         self._files = FileIdentity(paths)
 
     async def query(self, sql: str, parameters: Sequence[SqliteValue] = ()) -> Rows:
@@ -83,20 +82,20 @@ class SourceWriterThread:
 
     def _execute(self, sql: str, parameters: Sequence[SqliteValue]) -> Rows:
         try:
-            return self._open().execute(sql, parameters).fetchall()
-        except apsw.ConstraintError as error:
+            return self._open().execute(sql, parameters)
+        except ConstraintFailed as error:
             raise ConstraintViolation(str(error)) from error
-        except (apsw.BusyError, apsw.LockedError) as error:
+        except Busy as error:
             raise Overloaded("another process holds the database's write lock; try again") from error
-        except (apsw.FullError, apsw.IOError, apsw.ReadOnlyError, OSError, StartError) as error:
+        except (Unwritable, Damaged, OSError, StartError) as error:
             raise Overloaded(f"the database can't be written now: {error}") from error
 
-    def _open(self) -> apsw.Connection:
+    def _open(self) -> Connection:
         """The connection, to the file that is there now: a restored one is another file."""
         if self._connection is not None and self._files.changed():
             if self._connection.in_transaction:
                 raise Overloaded("the database was replaced in the middle of this; try again")
-            abandon(self._connection)
+            self._connection.abandon()
             self._connection = None
         if self._connection is None:
             self._connection = open_source(self._paths)

@@ -12,8 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import apsw
-
 from cdchub.capture import install
 from cdchub.capture.connection import (
     FileIdentity,
@@ -23,6 +21,7 @@ from cdchub.capture.connection import (
     require_wal,
     translated,
 )
+from cdchub.capture.driver import BadStatement
 from cdchub.capture.outbox import Anchor, Decoder, HistoryBroken, outbox_head, read_rows
 from cdchub.capture.snapshot import SnapshotStale, take_snapshot
 from cdchub.capture.triggers import OUTBOX
@@ -112,7 +111,7 @@ class Follower:
         state = self._log_state()
         if state is None:
             # No hub has run yet: the outbox is all there is.
-            oldest = self._connection.execute(f"SELECT min(lsn) FROM {OUTBOX}").get
+            oldest = self._connection.value(f"SELECT min(lsn) FROM {OUTBOX}")
             first = head.lsn if oldest is None else oldest - 1
             lsn = {Now: head.lsn, Beginning: first}.get(type(since), getattr(since, "lsn", first))
             if not first <= lsn <= head.lsn:
@@ -217,7 +216,7 @@ class Follower:
                 # A hub has taken these rows into the log, or the source was replaced: look there.
                 self._nonce = None
                 return
-            except apsw.SQLError as error:
+            except BadStatement as error:
                 raise NotCaptured(str(self._paths.database)) from error
         if not rows:
             return

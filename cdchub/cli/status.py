@@ -54,7 +54,7 @@ def _of_file(paths: SourcePaths) -> Mapping[str, object]:
                 raise NotCaptured(str(paths.database))
             catalog = install.load(connection).catalog()
             source_head = outbox_head(connection).lsn
-            (rows,) = connection.execute(f"SELECT count(*) FROM {OUTBOX}").fetchone() or (0,)
+            rows = connection.value(f"SELECT count(*) FROM {OUTBOX}")
     finally:
         connection.close()
     document: dict[str, object] = {
