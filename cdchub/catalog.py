@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+import msgspec
+
 from cdchub.change import SqliteValue
 from cdchub.errors import MissingTable, NoRoomColumn, UnknownTable
 
@@ -73,6 +75,23 @@ class TableInfo:
     def room_literal(self, text: str) -> SqliteValue:
         column = next(column for column in self.columns if column.name == self.room)
         return column.literal(text)
+
+
+class TableSchema(msgspec.Struct, frozen=True):
+    """A captured table as the log remembers it, enough to make an empty one like it.
+
+    `columns` are the captured ones, `generated` those of them that can't be written, and `sql` is
+    the CREATE TABLE statement. `rowid` is a name under which the rowid can be written, if there is
+    one. `whole`: every column is captured, so that `sql` fits the rows.
+    """
+
+    table: str
+    key: tuple[str, ...]
+    columns: tuple[tuple[str, str], ...]
+    generated: tuple[str, ...]
+    rowid: str | None
+    whole: bool
+    sql: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ reals (`1.0`), because 1 and 1.0 are different values, and different keys, in SQ
 from __future__ import annotations
 
 import math
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
 from enum import Enum
 
@@ -27,6 +27,8 @@ class ChangeType(Enum):
     SNAPSHOT = 4
     # No change of a row: capture of this table was interrupted, its history has a hole here.
     BREAK = 5
+    # No change of a row either: from here on the table has this shape, or is gone.
+    SCHEMA = 6
 
 
 class InvalidText(bytes):
@@ -38,35 +40,55 @@ SqliteValue = None | int | float | str | bytes
 WireValue = None | int | float | str | dict[str, str]
 
 
-class Entry(msgspec.Struct):
+# What stands in the log for its own use, and is no change that a subscriber sees.
+NOTES = frozenset({ChangeType.BREAK, ChangeType.SCHEMA})
+
+
+class Entry(msgspec.Struct, gc=False):
     """One line of the log: what is needed to route a change, and the change as JSON bytes.
 
-    `room_old` and `room_new` are the room column's values before and after. `nonce` is the random
-    number that the writer's own transaction gave the outbox row; it tells two histories apart.
+    `room_old` and `room_new` are the room column's values before and after.
     """
 
     lsn: int
-    nonce: int
     type: ChangeType
     table: str
     room_old: SqliteValue
     room_new: SqliteValue
-    timestamp_ms: int
     data: bytes
 
 
-class _WireChange(msgspec.Struct):
-    """The change as INTERFACE §2 shows it, in that order of fields."""
+class WireChange(msgspec.Struct, gc=False):
+    """The change as INTERFACE §2 shows it, in that order of fields.
+
+    `key`, `oldValue` and `newValue` are JSON objects: mappings, or structs made of a table's columns.
+    """
 
     lsn: int
     type: str
     table: str
-    key: Mapping[str, WireValue] | msgspec.Raw
-    oldValue: Mapping[str, WireValue] | msgspec.Raw | None
-    newValue: Mapping[str, WireValue] | msgspec.Raw | None
+    key: object
+    oldValue: object
+    newValue: object
     timestamp: int
     txid: int
     commit: bool
+
+
+class WireNote(msgspec.Struct, omit_defaults=True):
+    """What the log notes for itself, in the form of a change without a row.
+
+    A BREAK says that the history of `table` has a hole at `lsn`; a SCHEMA which shape the table has
+    from there on: `schema` is JSON (`catalog.TableSchema`), None where the table is gone.
+    """
+
+    lsn: int
+    type: str
+    table: str
+    timestamp: int
+    txid: int
+    commit: bool
+    schema: msgspec.Raw | None = None
 
 
 class _RawChange(msgspec.Struct):
@@ -109,6 +131,40 @@ def wire_value(value: SqliteValue) -> WireValue:
     return value
 
 
+def wire_column(values: Sequence[SqliteValue]) -> Sequence[WireValue]:
+    """`wire_value` of each value of one column. Most columns need nothing, and that is found out
+    without a look at each of them in Python."""
+    kinds = set(map(type, values))
+    if kinds <= _PLAIN:
+        return values  # type: ignore[return-value]
+    if not kinds <= _NUMBERS_TOO or (float in kinds and (math.inf in values or -math.inf in values)):
+        return [wire_value(value) for value in values]
+    integers = [value for value in values if type(value) is int]
+    if integers and (max(integers) > INT_EXACT_MAX or min(integers) < -INT_EXACT_MAX):
+        return [wire_value(value) for value in values]
+    return values  # type: ignore[return-value]
+
+
+_PLAIN = frozenset({str, type(None)})
+_NUMBERS_TOO = _PLAIN | {int, float}
+
+
+def from_wire(value: WireValue) -> SqliteValue:
+    """A value of a change as SQLite has it. Raises ValueError for what is none."""
+    match value:
+        case None | str() | int() | float() if not isinstance(value, bool):
+            return value
+        case {"$int": str(digits)}:
+            return int(digits)
+        case {"$real": str(name)}:
+            return float(name)
+        case {"$blob": str(text)}:
+            return b64decode(text, validate=True)
+        case {"$text": str(text)}:
+            return InvalidText(b64decode(text, validate=True))
+    raise ValueError(f"{value!r} is no value of SQLite")
+
+
 def wire_row(names: Sequence[str], values: Sequence[SqliteValue]) -> dict[str, WireValue]:
     """A row as a JSON object, its columns in the order of `names`."""
     row: dict[str, WireValue] = {}
@@ -140,9 +196,13 @@ def encode_change(
     commit: bool,
 ) -> bytes:
     """The change as one line of JSON."""
-    return _encoder.encode(
-        _WireChange(lsn, type.name, table, key, old, new, timestamp_ms, txid, commit)
-    )
+    return _encoder.encode(WireChange(lsn, type.name, table, key, old, new, timestamp_ms, txid, commit))
+
+
+def encode_lines(changes: Sequence[object]) -> list[bytes]:
+    """Changes (`WireChange`, or JSON that is there already) as lines, in one call."""
+    # JSON has no raw line feed: in a string it is written \\n (RFC 8259 §7).
+    return _encoder.encode_lines(changes).split(b"\n")[:-1]
 
 
 def moved_in(data: bytes) -> bytes:
@@ -167,15 +227,5 @@ def transaction_mark(data: bytes) -> tuple[int, bool]:
     return mark.txid, mark.commit
 
 
-def encode_break(*, lsn: int, table: str, timestamp_ms: int, txid: int, commit: bool) -> bytes:
-    """The log's own note that the history of `table` has a hole at `lsn`."""
-    return _encoder.encode(
-        {
-            "lsn": lsn,
-            "type": ChangeType.BREAK.name,
-            "table": table,
-            "timestamp": timestamp_ms,
-            "txid": txid,
-            "commit": commit,
-        }
-    )
+def encode_note(note: WireNote) -> bytes:
+    return _encoder.encode(note)

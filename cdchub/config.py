@@ -49,6 +49,20 @@ class LogConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class BaseConfig:
+    """Base snapshots in the log. Without them nothing can be replayed or verified."""
+
+    enabled: bool = True
+    # None: when the changes since the last one outweigh it.
+    interval_s: float | None = None
+    # Below this a base is not worth its fsync, however small the last one was.
+    bytes_min: int = 2**20
+    # Reading holds the source's WAL back; at 100,000 rows a second this is 60 million rows.
+    timeout_s: float = 600.0
+    retry_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
 class StreamConfig:
     heartbeat_s: float = 15.0
     # EventSource's waiting time before it reconnects: 5 s ± 50 %, so that a crowd spreads out.
@@ -99,13 +113,14 @@ class HttpConfig:
 class Config:
     capture: CaptureConfig = field(default_factory=CaptureConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    base: BaseConfig = field(default_factory=BaseConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
     snapshot: SnapshotConfig = field(default_factory=SnapshotConfig)
     http: HttpConfig = field(default_factory=HttpConfig)
 
     def checked(self) -> Config:
         """This configuration. Raises `UsageError` that names the first value out of range."""
-        for part in (self.capture, self.log, self.stream, self.snapshot, self.http):
+        for part in (self.capture, self.log, self.base, self.stream, self.snapshot, self.http):
             for each in fields(part):
                 value = getattr(part, each.name)
                 if isinstance(value, bool) or not isinstance(value, int | float):

@@ -100,10 +100,12 @@ class Hub:
             writer,
             choice=self._choice,
             capture=config.capture,
+            base=config.base,
             retention=Retention(
                 age_s=config.log.retain_age_s,
                 changes_max=config.log.retain_changes,
                 bytes_max=config.log.retain_bytes,
+                to_bases=config.base.enabled,
             ),
             retain_every_s=config.log.retain_every_s,
             deliver=deliver,
@@ -211,7 +213,7 @@ class Hub:
             "log": {
                 "bytes": log_bytes,
                 "ringBytes": present.ring_bytes,
-                "entriesExpired": counters.entries_expired,
+                "retentionSlices": counters.retained,
                 "snapshotsTaken": self.spools.taken,
             },
         }

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from cdchub.capture.connection import SourcePaths, read_transaction
 from cdchub.capture.driver import Connection
-from cdchub.capture.outbox import Anchor, HistoryBroken, outbox_head, read_rows
-from cdchub.capture.triggers import OUTBOX
+from cdchub.capture.outbox import Anchor, HistoryBroken, check_anchor
 from cdchub.log.protocol import AppendLog, SourceMark
 
 logger = logging.getLogger("cdchub.capture")
@@ -25,47 +24,22 @@ def source_mark(paths: SourcePaths, install_id: str) -> SourceMark:
     return SourceMark(install_id, paths.database.stat().st_ino, _boot_id())
 
 
-def break_in_history(
-    connection: Connection, log: AppendLog, mark: SourceMark, *, just_installed: bool
-) -> str | None:
+def break_in_history(connection: Connection, log: AppendLog, mark: SourceMark) -> str | None:
     """Why the log can't go on with this source, in a word, or None where it can.
 
     Raises `ForeignLog` where the log is another database's.
     """
-    reason = log.belongs_to(mark, just_installed=just_installed)
+    reason = log.belongs_to(mark, just_installed=False)
     if reason is not None:
         return reason
     tail = log.tail()
     try:
         with read_transaction(connection):
-            read_rows(connection, after=Anchor(tail.lsn, tail.nonce), width=1, limit=1)
+            check_anchor(connection, Anchor(tail.lsn, tail.nonce))
     except HistoryBroken as broken:
         logger.warning("the source is not the one that was read before (%s)", broken)
         return "restored"
     return None
-
-
-def start_epoch(connection: Connection, log: AppendLog, reason: str, *, now_ms: int) -> None:
-    """Begins a new epoch. What the outbox holds beyond its base will enter the log."""
-    with read_transaction(connection):
-        base = _base(connection, log, reason)
-    epoch = log.start_epoch(base_lsn=base.lsn, base_nonce=base.nonce, now_ms=now_ms, reason=reason)
-    if reason != "new":
-        logger.warning("a new epoch begins: %s (%s)", epoch, reason)
-
-
-def _base(connection: Connection, log: AppendLog, reason: str) -> Anchor:
-    if reason == "new":
-        # Everything since capture was installed belongs to this history.
-        oldest = connection.value(f"SELECT min(lsn) FROM {OUTBOX}")
-        return outbox_head(connection) if oldest is None else Anchor(oldest - 1, None)
-    if reason == "unclean":
-        # If nothing was lost after all, nothing needs to be left out either.
-        tail = log.tail()
-        found = connection.value(f"SELECT nonce FROM {OUTBOX} WHERE lsn = ?", (tail.lsn,))
-        if tail.nonce is not None and found == tail.nonce:
-            return Anchor(tail.lsn, tail.nonce)
-    return outbox_head(connection)
 
 
 def _boot_id() -> str:

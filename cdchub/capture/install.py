@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from cdchub.capture.choice import Choice, wanted_shapes, warnings_for
+from cdchub.capture.difference import ShapeVersion
 from cdchub.capture.table import (
     OWN_PREFIX,
     Database,
@@ -27,16 +28,14 @@ from cdchub.capture.table import (
     literal,
     quote,
 )
-from cdchub.capture.triggers import OUTBOX, backfill_sql, capture_sql, stage_name, value_columns
+from cdchub.capture.telling import Teller, Told
+from cdchub.capture.triggers import OUTBOX, capture_sql, stage_name, value_columns
 from cdchub.catalog import Catalog, fold_name
 from cdchub.errors import TableRefused
+from cdchub.log.protocol import KnownRows
 
 META = f"{OWN_PREFIX}meta"
 TABLES = f"{OWN_PREFIX}tables"
-
-# Rows with which a table that is found later enters the log, one INSERT each. More would hold the
-# source's write lock for seconds; such a table enters with a break instead (reset `schema`).
-BACKFILL_ROWS_MAX = 100_000
 
 # Unix milliseconds. julianday is older than any function with "subsec", and 'now' is one moment
 # within a statement (sqlite.org/lang_datefunc.html).
@@ -52,21 +51,30 @@ class Captured:
     shapes: dict[int, Shape]
     active: frozenset[int]
 
+    def width_of(self, table_id: int | None, *, moved: bool) -> int:
+        """How many value columns an outbox row of this table uses. A note has none (two), and a row
+        that has `moved` to another shape has the values of both, after the older one's id."""
+        if table_id is None:
+            return 2
+        width = len(self.shapes[table_id].captured)
+        if not moved:
+            return max(2, 2 * width)
+        return 1 + width + max(len(shape.captured) for shape in self.shapes.values())
+
     def catalog(self) -> Catalog:
         return Catalog([self.shapes[table_id].info() for table_id in self.active])
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What `reconcile` did: `entered` came with rows, `broken` with a break; `warnings` are lines.
+    """What `reconcile` did; `told` is what followers of the tables learn of it.
 
     `fresh`: nothing of ours was in the source before.
     """
 
     captured: Captured
+    told: Told
     fresh: bool = False
-    entered: list[str] = field(default_factory=list)
-    broken: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
@@ -88,12 +96,20 @@ def load(db: Database) -> Captured:
     return Captured(meta["install_id"], choice, shapes, frozenset(active))
 
 
-def reconcile(db: Database, choice: Choice | None = None, *, strict: bool = False) -> Outcome:
+def reconcile(
+    db: Database,
+    choice: Choice | None = None,
+    *,
+    strict: bool = False,
+    known: KnownRows | None = None,
+    silent: bool = False,
+) -> Outcome:
     """Makes the source capture `choice` (None: what it was told before, at first everything).
 
     To be called in a write transaction. `strict`: somebody has just asked for this, so what is
     named must be there; raises `TableRefused`. Otherwise a table that can't be captured, or can't
-    any more, is a warning.
+    any more, is a warning. `known`: what the log knows of the tables that `suspects` names, to tell
+    followers the difference. `silent`: a new history begins here, so there is nothing to tell.
     """
     fresh = not is_installed(db)
     if fresh:
@@ -101,35 +117,49 @@ def reconcile(db: Database, choice: Choice | None = None, *, strict: bool = Fals
     elif choice is not None and choice != load(db).choice:
         _set_meta(db, "choice", msgspec.json.encode(choice).decode())
     before = load(db)
-    outcome = Outcome(before, fresh=fresh)
+    teller = Teller(db, None if silent else known, silent=silent or fresh)
+    outcome = Outcome(before, teller.told, fresh=fresh)
     wanted = wanted_shapes(db, before.choice, outcome.warnings, strict=strict)
     named = {fold_name(chosen.table) for chosen in before.choice.tables or before.choice.rooms}
     named = {name for name in wanted if fold_name(name) in named}
     standing = {before.shapes[table_id].name: table_id for table_id in before.active}
     renumbered = _maybe_renumbered(db)
     for name, table_id in standing.items():
-        shape = before.shapes[table_id]
+        old = ShapeVersion(table_id, before.shapes[table_id])
         if name not in wanted:
-            _retire(db, table_id, name)
-            outcome.broken.append(name)
-        elif wanted[name] != shape or not _stands(db, shape, table_id):
-            replace = partial(
-                _replace, db, table_id, wanted[name], shape, outcome, renumbered=renumbered
-            )
+            _retire(db, old, teller)
+        elif wanted[name] != old.shape or not _stands(db, old.shape, table_id):
+            replace = partial(_replace, db, old, wanted[name], teller)
             if not _attempt(db, replace, outcome, strict=strict and name in named):
-                _retire(db, table_id, name)
-                outcome.broken.append(name)
-        elif renumbered and not shape.key:
-            _write_break(db, table_id, name)
-            outcome.broken.append(name)
+                _retire(db, old, teller)
+        elif renumbered and not old.shape.key:
+            teller.renumbered(old)
     for name, shape in wanted.items():
         if name not in standing:
-            enter = partial(_enter, db, shape, outcome, fresh=fresh)
+            enter = partial(_enter, db, shape, teller)
             _attempt(db, enter, outcome, strict=strict and name in named)
         outcome.warnings.extend(warnings_for(shape))
     _note_schema(db)
     outcome.captured = load(db)
     return outcome
+
+
+def suspects(db: Database, choice: Choice | None = None) -> list[str] | None:
+    """The captured tables that `reconcile` may have to tell a difference of; None where it has
+    nothing to do at all. To be called in a read transaction."""
+    captured = load(db)
+    if choice is None or choice == captured.choice:
+        if not _maybe_renumbered(db) and _noted_schema(db) is not None:
+            return None
+        choice = captured.choice
+    wanted = wanted_shapes(db, choice, [], strict=False)
+    found = []
+    for table_id in captured.active:
+        shape = captured.shapes[table_id]
+        same = wanted.get(shape.name) == shape and _stands(db, shape, table_id)
+        if not same or not shape.key:
+            found.append(shape.name)
+    return found
 
 
 def _attempt(db: Database, action: Callable[[], None], outcome: Outcome, *, strict: bool) -> bool:
@@ -168,7 +198,7 @@ def _create(db: Database, choice: Choice) -> None:
     # AUTOINCREMENT: an LSN is never used again, even when the outbox has been pruned.
     db.execute(
         f"CREATE TABLE {OUTBOX}(lsn INTEGER PRIMARY KEY AUTOINCREMENT, tbl INTEGER, op TEXT, rid, "
-        f"ts INTEGER DEFAULT ({_NOW_MS}), nonce INTEGER DEFAULT (random()), v0)"
+        f"ts INTEGER DEFAULT ({_NOW_MS}), nonce INTEGER DEFAULT (random()), v0, v1)"
     )
 
 
@@ -213,48 +243,39 @@ def _stands(db: Database, shape: Shape, table_id: int) -> bool:
     return found == wanted
 
 
-def _replace(
-    db: Database, table_id: int, wanted: Shape, shape: Shape, outcome: Outcome, *, renumbered: bool
-) -> None:
+def _replace(db: Database, old: ShapeVersion, wanted: Shape, teller: Teller) -> None:
     """Captures a table anew after its shape, its indexes or its triggers have changed."""
-    escaped = not _triggers_stand(db, shape, table_id) or (renumbered and not shape.key)
-    same_rows = msgspec.structs.replace(shape, unique=()) == msgspec.structs.replace(wanted, unique=())
+    escaped = not _triggers_stand(db, old.shape, old.id)
+    same_rows = msgspec.structs.replace(old.shape, unique=()) == msgspec.structs.replace(
+        wanted, unique=()
+    )
     # Under a new unique index REPLACE evicted rows that the old triggers did not look for.
-    fewer_rivals = set(wanted.unique) <= set(shape.unique)
-    _drop_capture(db, table_id)
+    fewer_rivals = set(wanted.unique) <= set(old.shape.unique)
+    _drop_capture(db, old.id)
     if same_rows and fewer_rivals and not escaped:
-        _set_shape(db, table_id, wanted)
-        _create_capture(db, wanted, table_id)
+        _set_shape(db, old.id, wanted)
+        _create_capture(db, wanted, old.id)
         return
-    _set_active(db, table_id, active=False)
-    new_id = _add_shape(db, wanted)
-    _create_capture(db, wanted, new_id)
-    _write_break(db, new_id, wanted.name)
-    outcome.broken.append(wanted.name)
+    _set_active(db, old.id, active=False)
+    new = ShapeVersion(_add_shape(db, wanted), wanted)
+    _create_capture(db, wanted, new.id)
+    # A row that changes shape has the values of both, after the older one's id.
+    _widen_outbox(db, load(db).width_of(new.id, moved=True))
+    teller.changed(old, new)
 
 
-def _enter(db: Database, shape: Shape, outcome: Outcome, *, fresh: bool) -> None:
+def _enter(db: Database, shape: Shape, teller: Teller) -> None:
     """Captures a table from here on. One found later brings its present rows along."""
     table_id = _add_shape(db, shape)
     _create_capture(db, shape, table_id)
-    if fresh:
-        return
-    limit = BACKFILL_ROWS_MAX + 1
-    counting = f"SELECT count(*) FROM (SELECT 1 FROM {quote(shape.name)} LIMIT {limit})"
-    ((rows,),) = db.execute(counting)
-    if rows <= BACKFILL_ROWS_MAX:
-        db.execute(backfill_sql(shape, table_id))
-        outcome.entered.append(shape.name)
-    else:
-        _write_break(db, table_id, shape.name)
-        outcome.broken.append(shape.name)
+    teller.entered(ShapeVersion(table_id, shape))
 
 
-def _retire(db: Database, table_id: int, name: str) -> None:
+def _retire(db: Database, old: ShapeVersion, teller: Teller) -> None:
     """Ends the capture of a table. Whoever follows it is told, and so are older positions."""
-    _drop_capture(db, table_id)
-    _set_active(db, table_id, active=False)
-    _write_break(db, table_id, name)
+    _drop_capture(db, old.id)
+    _set_active(db, old.id, active=False)
+    teller.left(old)
 
 
 def _create_capture(db: Database, shape: Shape, table_id: int) -> None:
@@ -328,7 +349,3 @@ def _set_shape(db: Database, table_id: int, shape: Shape) -> None:
 
 def _set_active(db: Database, table_id: int, *, active: bool) -> None:
     db.execute(f"UPDATE {TABLES} SET active = ? WHERE id = ?", (int(active), table_id))
-
-
-def _write_break(db: Database, table_id: int, name: str) -> None:
-    db.execute(f"INSERT INTO {OUTBOX}(tbl, op, v0) VALUES (?, 'b', ?)", (table_id, name))

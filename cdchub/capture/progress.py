@@ -1,12 +1,10 @@
-"""Where the tailer is: the anchor, the open transaction, what the outbox holds; and its counters."""
+"""Where the tailer is: the anchor and what the outbox holds below it; and what it has counted."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from cdchub.capture.outbox import Anchor, Decoder, RawRow
-from cdchub.change import Entry
+from cdchub.capture.outbox import Anchor
 from cdchub.config import CaptureConfig
 
 
@@ -23,14 +21,21 @@ class CaptureCounters:
     prunes_quiet: int = 0
     prunes_forced: int = 0
     rows_pruned: int = 0
-    entries_expired: int = 0
+    retained: int = 0
+    commits_exact: int = 0
+    commits_merged: int = 0
+    bases_taken: int = 0
+    bases_failed: int = 0
+    differences: int = 0
+    audits: int = 0
+    audits_failed: int = 0
     last_commit_ms: int = 0
     failing: str | None = None
     warnings: list[str] = field(default_factory=list)
 
 
 class Progress:
-    """Where the tailer is: the anchor, the open transaction, and how much the outbox holds."""
+    """Where the tailer is: the anchor, and how much the outbox holds below it."""
 
     def __init__(self, anchor: Anchor, *, pruned_lsn: int, now_s: float) -> None:
         self.anchor = anchor
@@ -40,35 +45,9 @@ class Progress:
         self.prune_below = 0
         self._pruned_lsn = pruned_lsn
         self._pruned_s = now_s
-        self._txid: int | None = None
-        self._commit_lsn = 0
 
-    def resume(self, txid: int, *, commit: bool) -> None:
-        """Takes up the transaction of the log's last entry, if it had not ended there."""
-        if not commit:
-            self._txid = txid
-
-    def entries(self, rows: Sequence[RawRow], head_lsn: int, decoder: Decoder) -> list[Entry]:
-        """The rows as entries with their transactions: a snapshot's rows are one transaction.
-
-        A transaction that is larger than a batch goes on in the next one, up to the head that was
-        seen when it began.
-        """
-        entries: list[Entry] = []
-        rest = rows
-        while rest:
-            if self._txid is None or self._commit_lsn == 0:
-                self._txid = self._txid or rest[0].lsn
-                self._commit_lsn = head_lsn
-            inside = self._commit_lsn - rest[0].lsn + 1
-            part, rest = rest[:inside], rest[inside:]
-            entries += decoder.entries(part, txid=self._txid, commit_lsn=self._commit_lsn)
-            if part[-1].lsn == self._commit_lsn:
-                self._txid, self._commit_lsn = None, 0
-        return entries
-
-    def moved_to(self, row: RawRow, *, now_s: float) -> None:
-        self.anchor = Anchor(row.lsn, row.nonce)
+    def moved_to(self, anchor: Anchor, *, now_s: float) -> None:
+        self.anchor = anchor
         self.moved_s = now_s
 
     @property

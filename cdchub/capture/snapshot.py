@@ -12,10 +12,10 @@ import io
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 
 import msgspec
 
@@ -24,16 +24,14 @@ from cdchub.capture.connection import SourcePaths, open_source, read_transaction
 from cdchub.capture.driver import Connection
 from cdchub.capture.outbox import (
     Anchor,
-    Row,
-    decode_exact,
-    exact_columns,
     outbox_head,
-    row_key,
 )
-from cdchub.capture.table import Shape, quote
+from cdchub.capture.rows import RowEncoder
+from cdchub.capture.scan import ScannedRow, scan
+from cdchub.capture.table import Shape
 from cdchub.capture.triggers import OUTBOX
-from cdchub.catalog import Catalog, Selection, SnapshotFormat
-from cdchub.change import ChangeType, SqliteValue, encode_change, encode_row, wire_row
+from cdchub.catalog import Selection, SnapshotFormat
+from cdchub.change import ChangeType, SqliteValue, WireChange, encode_lines, wire_value
 from cdchub.errors import CdchubError
 
 _BUFFER_BYTES = 256 * 2**10
@@ -90,9 +88,10 @@ def take_snapshot(
             catalog = captured.catalog()
             chosen = [table.name for table in catalog.chosen(selection)]
             shapes = {captured.shapes[i].name: captured.shapes[i] for i in captured.active}
-            reader = _Reader(connection, lsn, time.monotonic() + timeout_s, stop)
-            for line in reader.lines([shapes[name] for name in chosen], catalog, selection, format):
-                file.write(line)
+            rooms = catalog.rooms(selection)
+            wanted = [shapes[name] for name in chosen]
+            for lines in _lines(connection, wanted, rooms, lsn, format, Pace(timeout_s, stop)):
+                file.write(lines)
         file.flush()
         return Spool(lsn, tuple(chosen), file, file.tell())
     except BaseException:
@@ -113,110 +112,96 @@ def _check_history(connection: Connection, anchor: Anchor) -> None:
         raise SnapshotStale(f"LSN {anchor.lsn} is another row than in the log")
 
 
-class _EncodeChange(Protocol):
-    def __call__(self, *, commit: bool) -> bytes: ...
+class Pace:
+    """How long reading may take, and whether anybody still wants it."""
 
-
-class _Reader:
-    def __init__(
-        self,
-        connection: Connection,
-        lsn: int,
-        deadline_s: float,
-        stop: threading.Event | None,
-    ) -> None:
+    def __init__(self, timeout_s: float, stop: threading.Event | None) -> None:
+        self._deadline_s = time.monotonic() + timeout_s
         self._stop = stop
-        self._connection = connection
-        self._lsn = lsn
-        self._deadline_s = deadline_s
-        self._now_ms = time.time_ns() // 1_000_000
 
-    def lines(
-        self, shapes: list[Shape], catalog: Catalog, selection: Selection, format: SnapshotFormat
-    ) -> Iterator[bytes]:
-        rooms = catalog.rooms(selection)
-        if format is SnapshotFormat.CHANGES:
-            yield from self._changes(shapes, rooms)
-        for shape in shapes:
-            if format is SnapshotFormat.ROWS:
-                for _, row in self._rows(shape, rooms):
-                    yield encode_row(wire_row(shape.captured, row)) + b"\n"
-            elif format is SnapshotFormat.CSV:
-                yield _csv_line(shape.captured)
-                for _, row in self._rows(shape, rooms):
-                    yield _csv_line([csv_value(value) for value in row])
-
-    def _changes(self, shapes: list[Shape], rooms: dict[str, SqliteValue]) -> Iterator[bytes]:
-        """SNAPSHOT changes. They are one transaction, so only the last one is its commit."""
-        held: _EncodeChange | None = None
-        for shape in shapes:
-            for rowid, row in self._rows(shape, rooms):
-                if held is not None:
-                    yield held(commit=False)
-                held = self._change(shape, rowid, row)
-        if held is not None:
-            yield held(commit=True)
-
-    def _change(self, shape: Shape, rowid: int | None, row: Row) -> _EncodeChange:
-        def encode(*, commit: bool) -> bytes:
-            return (
-                encode_change(
-                    lsn=self._lsn,
-                    type=ChangeType.SNAPSHOT,
-                    table=shape.name,
-                    key=row_key(shape, dict(zip(shape.captured, row, strict=True)), rowid),
-                    old=None,
-                    new=wire_row(shape.captured, row),
-                    timestamp_ms=self._now_ms,
-                    txid=self._lsn,
-                    commit=commit,
-                )
-                + b"\n"
-            )
-
-        return encode
-
-    def _rows(self, shape: Shape, rooms: dict[str, SqliteValue]) -> Iterator[tuple[int | None, Row]]:
-        """The rows of one table, those of the wanted room, in key order."""
-        room_place = None
-        if shape.name in rooms and shape.room is not None:
-            room_place = shape.captured.index(shape.room)
-        wanted = rooms.get(shape.name)
-        for place, (rowid, row) in enumerate(self._all_rows(shape)):
-            if place % 1_000 == 0:
-                self._check_time()
-            if room_place is None or (row[room_place] == wanted and wanted is not None):
-                yield rowid, row
-
-    def _check_time(self) -> None:
+    def check(self) -> None:
+        """Raises `SnapshotTooSlow`."""
         if time.monotonic() > self._deadline_s:
             raise SnapshotTooSlow("the snapshot took too long")
         if self._stop is not None and self._stop.is_set():
             raise SnapshotTooSlow("the hub is ending")
 
-    def _all_rows(self, shape: Shape) -> Iterator[tuple[int | None, Row]]:
-        rowid = "NULL" if shape.rowid is None else f"_cdchub_t.{_rowid(shape)}"
-        columns = [f"_cdchub_t.{quote(name)}" for name in shape.captured]
-        order = [f"_cdchub_t.{quote(name)}" for name in shape.key] or [rowid]
-        tail = f"FROM {quote(shape.name)} _cdchub_t ORDER BY {', '.join(order)}"
-        done = 0
-        try:
-            for row in self._connection.iterate(f"SELECT {rowid}, {', '.join(columns)} {tail}"):
-                yield row[0], row[1:]
-                done += 1
-        except UnicodeDecodeError:
-            # One row holds TEXT that is no UTF-8: go on from it, reading bytes.
-            sql = f"SELECT {rowid}, {exact_columns(columns)} {tail} LIMIT -1 OFFSET ?"
-            for row in self._connection.iterate(sql, (done,)):
-                yield row[0], decode_exact(row[1:])
+
+def snapshot_changes(
+    connection: Connection, shape: Shape, lsn: int, pace: Pace, *, room: SqliteValue = None
+) -> Iterator[list[WireChange]]:
+    """The rows of one table as SNAPSHOT changes, in batches; of one room, if one is given.
+
+    They are parts of one transaction: whoever has the last one marks it as the commit.
+    """
+    encoder = RowEncoder(shape)
+    now_ms = time.time_ns() // 1_000_000
+    for batch in _batches(connection, shape, pace, room):
+        rowids, *columns = zip(*batch, strict=True)
+        yield [
+            WireChange(lsn, _SNAPSHOT, shape.name, key, None, row, now_ms, lsn, commit=False)
+            for key, row in zip(encoder.keys(columns, rowids), encoder.rows(columns), strict=True)
+        ]
 
 
-def _rowid(shape: Shape) -> str:
-    assert shape.rowid is not None
-    return quote(shape.rowid) if shape.rowid_key else shape.rowid
+_SNAPSHOT = ChangeType.SNAPSHOT.name
 
 
-def _csv_line(values: tuple[str, ...] | list[str]) -> bytes:
+def _batches(
+    connection: Connection, shape: Shape, pace: Pace, room: SqliteValue
+) -> Iterator[list[ScannedRow]]:
+    place = None
+    if room is not None and shape.room is not None:
+        place = 1 + shape.captured.index(shape.room)
+    for batch in scan(connection, shape):
+        pace.check()
+        kept = batch if place is None else [row for row in batch if row[place] == room]
+        if kept:
+            yield kept
+
+
+def _lines(
+    connection: Connection,
+    shapes: list[Shape],
+    rooms: dict[str, SqliteValue],
+    lsn: int,
+    format: SnapshotFormat,
+    pace: Pace,
+) -> Iterator[bytes]:
+    """The spool's content, some lines at a time."""
+    if format is SnapshotFormat.CHANGES:
+        yield from _change_lines(connection, shapes, rooms, lsn, pace)
+        return
+    for shape in shapes:
+        encoder = RowEncoder(shape)
+        if format is SnapshotFormat.CSV:
+            yield _csv_line(shape.captured)
+        for batch in _batches(connection, shape, pace, rooms.get(shape.name)):
+            if format is SnapshotFormat.CSV:
+                yield b"".join(_csv_line([csv_value(value) for value in row[1:]]) for row in batch)
+            else:
+                _, *columns = zip(*batch, strict=True)
+                yield b"\n".join([*encode_lines(list(encoder.rows(columns))), b""])
+
+
+def _change_lines(
+    connection: Connection,
+    shapes: list[Shape],
+    rooms: dict[str, SqliteValue],
+    lsn: int,
+    pace: Pace,
+) -> Iterator[bytes]:
+    held: list[WireChange] = []
+    for shape in shapes:
+        for changes in snapshot_changes(connection, shape, lsn, pace, room=rooms.get(shape.name)):
+            yield b"\n".join([*encode_lines(held + changes[:-1]), b""])
+            held = changes[-1:]
+    for last in held:
+        last.commit = True
+        yield b"\n".join([*encode_lines([last]), b""])
+
+
+def _csv_line(values: Sequence[str]) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\r\n").writerow(values)
     return text.getvalue().encode()
@@ -230,5 +215,5 @@ def csv_value(value: SqliteValue) -> str:
         return value
     if isinstance(value, int):
         return str(value)
-    wire = wire_row(("v",), (value,))["v"]
+    wire = wire_value(value)
     return next(iter(wire.values())) if isinstance(wire, dict) else msgspec.json.encode(wire).decode()

@@ -23,9 +23,13 @@ COLUMNS_MAX = 990
 
 
 class Database(Protocol):
-    """What capture needs of a SQLite library: APSW's and the standard library's connections fit."""
+    """What capture needs of a connection; `driver.Connection` is one."""
 
     def execute(self, sql: str, parameters: Sequence[Any] = ..., /) -> Iterable[Any]: ...
+
+    def iterate(self, sql: str, parameters: Sequence[Any] = ..., /) -> Iterable[Any]:
+        """The rows as they are asked for, not all at once."""
+        ...
 
 
 class Column(msgspec.Struct, frozen=True):
@@ -93,6 +97,12 @@ class Shape(msgspec.Struct, frozen=True):
 def quote(name: str) -> str:
     """A name as SQL text, whatever is in it."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def rowid_text(shape: Shape) -> str | None:
+    """The rowid as SQL text, or None for a WITHOUT ROWID table."""
+    # Quoted only where it is a column: "rowid" in quotes would be a string in old libraries.
+    return quote(shape.rowid) if shape.rowid is not None and shape.rowid_key else shape.rowid
 
 
 def literal(text: str) -> str:

@@ -15,42 +15,36 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from itertools import count
 
 from cdchub.capture import install
-from cdchub.capture.choice import Choice
+from cdchub.capture.base import Pinned
+from cdchub.capture.bases import BaseKeeper
+from cdchub.capture.choice import Choice, wanted_shapes
 from cdchub.capture.connection import (
-    FileIdentity,
     SourcePaths,
-    open_source,
     read_transaction,
-    require_wal,
-    transaction,
     translated,
     write_transaction,
 )
 from cdchub.capture.driver import BadStatement, Busy
-from cdchub.capture.epoch import break_in_history, source_mark, start_epoch
-from cdchub.capture.outbox import (
-    Anchor,
-    Decoder,
-    HistoryBroken,
-    RawRow,
-    outbox_head,
-    read_rows,
-)
-from cdchub.capture.progress import CaptureCounters, Progress
-from cdchub.capture.triggers import OUTBOX
+from cdchub.capture.epoch import break_in_history
+from cdchub.capture.outbox import LSN, NONCE, TIMESTAMP, Anchor, HistoryBroken, outbox_head
+from cdchub.capture.progress import CaptureCounters
+from cdchub.capture.source import Batch, Source
+from cdchub.capture.telling import TOLD_ROWS_MAX
 from cdchub.capture.upkeep import Upkeep
 from cdchub.capture.wake import Hint, Wake
 from cdchub.catalog import Catalog
-from cdchub.change import transaction_mark
-from cdchub.config import CaptureConfig
+from cdchub.change import ChangeType
+from cdchub.config import BaseConfig, CaptureConfig
 from cdchub.errors import CdchubError, StartError
 from cdchub.log.protocol import (
     Appended,
     AppendLog,
     Delivery,
     HistoryChanged,
+    KnownRows,
     LogConflict,
     Retention,
     SchemaChanged,
@@ -60,6 +54,8 @@ logger = logging.getLogger("cdchub.capture")
 
 # poll(2) counts in milliseconds; a shorter wait than one is a sleep.
 _WAIT_S_MIN = 0.001
+# How often capture is about to be mended without the lock in hand, before writers have to wait.
+_QUIET_TRIES_MAX = 20
 
 _FAULTS = (sqlite3.Error, OSError, CdchubError, LogConflict)
 
@@ -74,6 +70,7 @@ class Tailer:
         *,
         choice: Choice | None,
         capture: CaptureConfig,
+        base: BaseConfig,
         retention: Retention,
         retain_every_s: float,
         deliver: Callable[[Delivery], None],
@@ -82,15 +79,16 @@ class Tailer:
         self._log = log
         self._choice = choice
         self._config = capture
-        self._upkeep = Upkeep(log, retention, retain_every_s=retain_every_s, config=capture)
         self._deliver = deliver
         self._stop = threading.Event()
         self._handover = threading.BoundedSemaphore(capture.handover_batches)
         self._thread = threading.Thread(target=self._run, name="cdchub-tailer")
-        self._reconcile_busy = False
-        self._closed = True
         self.counters = CaptureCounters()
-        self._progress = Progress(Anchor(0, None), pruned_lsn=0, now_s=0.0)
+        self._wake = Wake(paths, poll_s=capture.poll_s)
+        self._bases = BaseKeeper(paths, log, base, self.counters, kick=self.kick)
+        self._upkeep = Upkeep(
+            log, self._bases, retention, retain_every_s=retain_every_s, config=capture
+        )
 
     # Called from outside.
 
@@ -101,8 +99,8 @@ class Tailer:
         """
         with translated(self._paths):
             self._open(first=True)
-        self._wake = Wake(self._paths, poll_s=self._config.poll_s)
-        return self._history(), self._captured.catalog()
+        self._wake.watch()
+        return self._history(), self._source.captured.catalog()
 
     def start(self) -> None:
         """Starts the thread, and with it the deliveries."""
@@ -114,7 +112,8 @@ class Tailer:
         self._wake.kick()
         if self._thread.is_alive():
             self._thread.join()
-        self._connection.close()
+        self._bases.close()
+        self._source.close()
         self._log.close_cleanly()
         self._wake.close()
 
@@ -143,7 +142,7 @@ class Tailer:
                 self._step(hint)
                 self._recovered()
                 hint = self._wake.wait(self._patience_s())
-                if self._files.changed():
+                if self._source.replaced():
                     self._reopen()
             except Busy:
                 # Only reading and pruning happen here, so there is nothing to undo.
@@ -195,7 +194,8 @@ class Tailer:
         self._keep_up(quiet=True)
 
     def _keep_up(self, *, quiet: bool) -> None:
-        state = self._upkeep.turn(self._connection, self._progress, self.counters, quiet=quiet)
+        source = self._source
+        state = self._upkeep.turn(source.connection, source.progress, self.counters, quiet=quiet)
         if state is not None:
             self._log_state = state
             self._deliver(self._history())
@@ -217,161 +217,206 @@ class Tailer:
         return False
 
     def _patience_s(self) -> float:
-        now_s, config = time.monotonic(), self._config
-        if not self._progress.prune_wanted(config, now_s):
+        now_s, config, progress = time.monotonic(), self._config, self._source.progress
+        if self._bases.copying:
+            return 0.0
+        if not progress.prune_wanted(config, now_s):
             return config.safety_look_s
         # A prune waits for a pause, and so does its next slice.
-        return max(0.0, self._progress.moved_s + config.prune_quiet_s - now_s)
+        return max(0.0, progress.moved_s + config.prune_quiet_s - now_s)
 
     # Reading.
 
     def _look(self) -> bool:
         """Reads one batch, appends it to the log and delivers it. False if there was nothing."""
+        source = self._source
         try:
-            with read_transaction(self._connection):
-                version = self._connection.pragma("schema_version")
-                if version != self._schema_version:
-                    self._load_shapes()
-                rows, head_lsn = self._read_batch()
+            with read_transaction(source.connection):
+                changed = source.schema_changed()
+                batch = source.read_batch(self._config.batch_rows)
         except BadStatement as error:
-            if install.is_installed(self._connection):
+            if install.is_installed(source.connection):
                 raise
             raise HistoryBroken("capture is no longer installed") from error
-        if rows:
-            self._append(rows, head_lsn)
-        if version != self._schema_version:
+        if batch.rows:
+            self._append(batch)
+        if changed:
             self._reconcile()
             return True
-        return bool(rows)
+        return bool(batch.rows)
 
-    def _load_shapes(self) -> None:
-        self._captured = install.load(self._connection)
-        self._decoder = Decoder(self._captured)
-
-    def _read_batch(self) -> tuple[list[RawRow], int]:
-        limit = self._config.batch_rows
-        rows = read_rows(
-            self._connection, after=self._progress.anchor, width=self._decoder.width, limit=limit
+    def _append(self, batch: Batch) -> None:
+        source = self._source
+        entries = source.entries(batch)
+        last = batch.rows[-1]
+        self._log.append(
+            self._log_state.present.number, entries, nonce=last[NONCE], timestamp_ms=last[TIMESTAMP]
         )
-        if len(rows) < limit:
-            return rows, rows[-1].lsn if rows else self._progress.anchor.lsn
-        return rows, outbox_head(self._connection).lsn
-
-    def _append(self, rows: list[RawRow], head_lsn: int) -> None:
-        entries = self._progress.entries(rows, head_lsn, self._decoder)
-        self._log.append(self._log_state.present.number, entries)
-        self._progress.moved_to(rows[-1], now_s=time.monotonic())
-        self._progress.outbox_bytes += sum(len(entry.data) for entry in entries)
+        source.progress.moved_to(Anchor(last[LSN], last[NONCE]), now_s=time.monotonic())
+        size_bytes = sum(len(entry.data) for entry in entries)
+        source.progress.outbox_bytes += size_bytes
+        broken = any(entry.type is ChangeType.BREAK for entry in entries)
+        self._bases.appended(size_bytes, broken=broken)
         self.counters.changes += len(entries)
         self.counters.batches += 1
-        self.counters.last_commit_ms = rows[-1].timestamp_ms
+        self.counters.last_commit_ms = last[TIMESTAMP]
         self._upkeep.log_dirty = True
         while not self._handover.acquire(timeout=self._config.safety_look_s):
             if self._stop.is_set():
                 # The loop is gone; what is in the log will be read from there.
                 return
-        self._deliver(Appended(entries, head_lsn))
+        self._deliver(Appended(entries, batch.head_lsn, last[NONCE]))
 
     # Schema and history.
 
-    def _reconcile(self) -> None:
-        """Brings capture in line with the schema. Commits only if something has to change."""
-        # Under a writer that never pauses the lock is not to be had late; then it is taken first.
-        begin = "BEGIN IMMEDIATE" if self._reconcile_busy else "BEGIN"
-        self._reconcile_busy = True
-        with transaction(self._connection, begin):
-            outcome = install.reconcile(self._connection)
-            version = self._connection.pragma("schema_version")
-        self._schema_version = version
-        self._reconcile_busy = False
+    def _reconcile(self, *, strict: bool = False) -> None:
+        """Brings capture in line with the schema, and tells followers what that means to them."""
+        source = self._source
+        with read_transaction(source.connection):
+            names = install.suspects(source.connection, self._choice) or []
+        known = self._log.known_rows(names, rows_max=2 * TOLD_ROWS_MAX) if names else None
+        try:
+            outcome = self._reconcile_with(known, strict=strict)
+        finally:
+            if known is not None:
+                known.close()
         self._take(outcome)
-        self._deliver(SchemaChanged(self._captured.catalog()))
+        self._deliver(SchemaChanged(source.captured.catalog()))
+
+    def _reconcile_with(self, known: KnownRows | None, *, strict: bool) -> install.Outcome:
+        source = self._source
+        for attempt in count(1):
+            with write_transaction(source.connection):
+                batch = source.read_batch(self._config.batch_rows)
+                if not batch.rows or attempt > _QUIET_TRIES_MAX:
+                    # Nobody can write now. What the log has then is all that has happened.
+                    while batch.rows:
+                        self._append(batch)
+                        batch = source.read_batch(self._config.batch_rows)
+                    if known is not None:
+                        self._log.catch_up(known)
+                    outcome = install.reconcile(
+                        source.connection, self._choice, strict=strict, known=known
+                    )
+                    source.schema_version = source.connection.pragma("schema_version")
+                    return outcome
+            # Somebody was quicker: what they wrote goes to the log without the lock in our hands.
+            self._append(batch)
+        raise AssertionError("count() has no end")
 
     def _take(self, outcome: install.Outcome) -> None:
-        self._captured = outcome.captured
-        self._decoder = Decoder(self._captured)
-        self.counters.breaks += len(outcome.broken)
+        self._source.take(outcome.captured)
+        told = outcome.told
+        self.counters.breaks += len(told.broken)
+        self.counters.differences += sum(told.differences.values())
         for line in outcome.warnings:
             if line not in self.counters.warnings:
                 self.counters.warnings.append(line)
                 logger.warning("%s", line)
-        for name in outcome.entered:
+        for name in told.entered:
             logger.info("table %r is captured from now on, its rows came in as INSERTs", name)
-        for name in outcome.broken:
+        for name, number in told.differences.items():
+            logger.info(
+                "table %r changed shape or capture: %d changes bring followers up", name, number
+            )
+        for name in told.broken:
             logger.warning("table %r changed shape or capture: its subscribers are reset", name)
 
     def _open(self, *, first: bool = False) -> None:
         """Opens the source, installs or mends capture, and finds where the log goes on."""
-        opened = self._paths.database.stat().st_ino
-        self._connection = open_source(self._paths)
-        self._closed = False
+        self._source = Source(self._paths, self.counters)
         try:
-            require_wal(self._connection, self._paths)
-            # A prune need not be durable, and must not hold the write lock for an fsync.
-            self._connection.pragma("synchronous", "normal")
             self._attach(None, first=first)
-            # Now that SQLite has opened the -wal too, these are the files we are reading.
-            self._files = FileIdentity(self._paths)
-            if self._paths.database.stat().st_ino != opened:
-                raise StartError(f"{self._paths.database} was replaced while it was being opened")
+            self._source.check_not_replaced()
         except BaseException:
-            self._connection.close()
-            self._closed = True
+            self._bases.close()
+            self._source.close()
             raise
 
     def _reopen(self) -> None:
         """The database or its -wal is another file now, or could not be read."""
-        if not self._closed:
-            self._connection.abandon()
-            self._closed = True
+        self._source.abandon()
         while not self._paths.database.exists():
             if self.counters.failing is None:
                 self._failed(StartError(f"{self._paths.database} is gone"))
             if self._stop.wait(self._config.retry_s):
                 break
         self._open()
-        self._wake.rewatch()
+        self._wake.watch()
+        self._tell_history()
+
+    def _tell_history(self) -> None:
         self._deliver(self._history())
-        self._deliver(SchemaChanged(self._captured.catalog()))
+        self._deliver(SchemaChanged(self._source.captured.catalog()))
 
     def _history(self) -> HistoryChanged:
-        return HistoryChanged(self._log_state, self._progress.anchor.nonce)
+        return HistoryChanged(self._log_state, self._source.progress.anchor.nonce)
 
     def _break_history(self) -> None:
         self._attach("restored")
-        self._deliver(self._history())
-        self._deliver(SchemaChanged(self._captured.catalog()))
+        self._tell_history()
 
     def _attach(self, reason: str | None, *, first: bool = False) -> None:
-        """Installs capture, and continues the log's history or begins another one.
+        """Continues the log's history, or begins another one.
 
         `reason`: why the history is known to be broken, if it is. `first`: the hub is starting, so
         that what it was asked for must be there.
         """
-        connection = self._connection
-        with write_transaction(connection):
-            outcome = install.reconcile(connection, self._choice, strict=first)
-            self._schema_version = connection.pragma("schema_version")
-        self._take(outcome)
-        mark = source_mark(self._paths, outcome.captured.install_id)
-        found = break_in_history(connection, self._log, mark, just_installed=outcome.fresh)
-        reason = found or reason
-        if reason is not None:
-            start_epoch(connection, self._log, reason, now_ms=_now_ms())
-            self.counters.epochs_started += 1
-        self._log.adopt(mark)
-        self._log_state = self._log.state()
-        tail = self._log.tail()
-        oldest = connection.value(f"SELECT min(lsn) FROM {OUTBOX}")
-        self._progress = Progress(
-            Anchor(tail.lsn, tail.nonce),
-            pruned_lsn=tail.lsn if oldest is None else oldest - 1,
-            now_s=time.monotonic(),
-        )
-        if tail.data is not None:
-            txid, commit = transaction_mark(tail.data)
-            self._progress.resume(txid, commit=commit)
+        source = self._source
+        fresh = not install.is_installed(source.connection)
+        if not fresh:
+            source.load()
+            reason = break_in_history(source.connection, self._log, source.mark()) or reason
+        if fresh or reason is not None:
+            self._begin_history(reason, first=first)
+        else:
+            self._continue_history(first=first)
         self._upkeep.log_dirty = True
+
+    def _begin_history(self, reason: str | None, *, first: bool) -> None:
+        """A new epoch, from what the source holds now; a base snapshot of that begins it."""
+        source, log = self._source, self._log
+        pinned: Pinned | None = None
+        try:
+            with write_transaction(source.connection):
+                # It sees the source without this transaction, and nothing else can come between.
+                pinned = Pinned(self._paths)
+                outcome = install.reconcile(source.connection, self._choice, strict=first, silent=True)
+                base = outbox_head(source.connection)
+                source.schema_version = source.connection.pragma("schema_version")
+            self._take(outcome)
+            mark = source.mark()
+            if outcome.fresh:
+                reason = log.belongs_to(mark, just_installed=True) or reason
+            epoch = log.start_epoch(
+                base_lsn=base.lsn, base_nonce=base.nonce, now_ms=_now_ms(), reason=reason or "new"
+            )
+            if reason != "new":
+                logger.warning("a new epoch begins: %s (%s)", epoch, reason)
+            self.counters.epochs_started += 1
+            self._log_state = log.state()
+            active = [source.captured.shapes[i] for i in sorted(source.captured.active)]
+            self._bases.begin(self._log_state.present.number, pinned, active)
+            pinned = None
+        finally:
+            if pinned is not None:
+                pinned.close()
+        log.adopt(mark)
+        source.begin(log.tail())
+
+    def _continue_history(self, *, first: bool) -> None:
+        source, log = self._source, self._log
+        log.adopt(source.mark())
+        self._log_state = log.state()
+        self._bases.begin(self._log_state.present.number, None, ())
+        source.begin(log.tail())
+        with read_transaction(source.connection):
+            if first and self._choice is not None:
+                wanted_shapes(source.connection, self._choice, [], strict=True)
+            suspects = install.suspects(source.connection, self._choice)
+            source.schema_version = source.connection.pragma("schema_version")
+        if suspects is not None:
+            self._reconcile(strict=first)
 
 
 def _now_ms() -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 
+from cdchub.capture.bases import BaseKeeper
 from cdchub.capture.connection import BUSY_TIMEOUT_S
 from cdchub.capture.driver import Connection
 from cdchub.capture.outbox import prune
@@ -20,9 +21,16 @@ class Upkeep:
     """Used by the tailer's thread between its reads. `log_dirty`: there is something to checkpoint."""
 
     def __init__(
-        self, log: AppendLog, retention: Retention, *, retain_every_s: float, config: CaptureConfig
+        self,
+        log: AppendLog,
+        bases: BaseKeeper,
+        retention: Retention,
+        *,
+        retain_every_s: float,
+        config: CaptureConfig,
     ) -> None:
         self._log = log
+        self._bases = bases
         self._retention = retention
         self._retain_every_s = retain_every_s
         self._config = config
@@ -37,12 +45,14 @@ class Upkeep:
         *,
         quiet: bool,
     ) -> LogState | None:
-        """One slice of each that is due. Returns the log's state if retention has changed it.
+        """One slice of each that is due. Returns the log's state if that has changed it.
 
         `quiet`: there was nothing to read. Raises SQLite's busy error where somebody else writes.
         """
         now_s = time.monotonic()
         state = self._retain(counters, now_s) if now_s >= self._retain_at_s else None
+        if self._bases.turn():
+            state = self._log.state()
         if quiet and self.log_dirty and now_s - progress.moved_s > self._config.prune_quiet_s:
             self._log.checkpoint()
             self.log_dirty = False
@@ -52,13 +62,15 @@ class Upkeep:
         return state
 
     def _retain(self, counters: CaptureCounters, now_s: float) -> LogState | None:
-        gone = self._log.retain(self._retention, now_ms=time.time_ns() // 1_000_000)
-        if not gone:
-            self._retain_at_s = now_s + self._retain_every_s
-            return None
-        # One slice a turn, so that changes never wait for more than one.
-        counters.entries_expired += gone
-        return self._log.state()
+        now_ms = time.time_ns() // 1_000_000
+        if self._log.retain(self._retention, now_ms=now_ms):
+            # One slice a turn, so that changes never wait for more than one.
+            counters.retained += 1
+            return self._log.state()
+        self._retain_at_s = now_s + self._retain_every_s
+        if self._log.overdue(self._retention, now_ms=now_ms):
+            self._bases.retention_is_overdue()
+        return None
 
     def _prune(
         self,

@@ -40,7 +40,6 @@ class Wake:
         self._poll.register(self._kick_read, select.POLLIN)
         self._wal = -1
         self._folder = -1
-        self._watch()
 
     @property
     def uses_inotify(self) -> bool:
@@ -64,8 +63,9 @@ class Wake:
             # A full pipe has enough wakes in it already.
             os.write(self._kick_write, b"k")
 
-    def rewatch(self) -> None:
-        """Watches anew: a replaced `-wal` is another file, and the old watch is blind to it."""
+    def watch(self) -> None:
+        """Begins to watch the files that are there now, and not the ones before: a replaced `-wal`
+        is another file, and the old watch is blind to it. Without it, `wait` only polls."""
         self._unwatch()
         self._watch()
 

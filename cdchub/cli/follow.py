@@ -21,9 +21,11 @@ from cdchub.capture.connection import (
     require_wal,
     translated,
 )
+from cdchub.capture.decode import Decoder
 from cdchub.capture.driver import BadStatement
-from cdchub.capture.outbox import Anchor, Decoder, HistoryBroken, outbox_head, read_rows
+from cdchub.capture.outbox import LSN, NONCE, Anchor, HistoryBroken, outbox_head, read_rows
 from cdchub.capture.snapshot import SnapshotStale, take_snapshot
+from cdchub.capture.transactions import Transactions
 from cdchub.capture.triggers import OUTBOX
 from cdchub.capture.wake import Wake
 from cdchub.catalog import Selection, SnapshotFormat
@@ -74,6 +76,8 @@ class Follower:
             yield from self._snapshot()
         wake = Wake(self._paths, poll_s=_POLL_S) if follow else None
         try:
+            if wake is not None:
+                wake.watch()
             while True:
                 yield from self._read_all()
                 if wake is None:
@@ -82,7 +86,7 @@ class Follower:
                 if self._files.changed():
                     self._connection.close()
                     self._open()
-                    wake.rewatch()
+                    wake.watch()
         finally:
             if wake is not None:
                 wake.close()
@@ -208,7 +212,7 @@ class Follower:
                     rows = read_rows(
                         self._connection,
                         after=Anchor(self._cursor.lsn, self._nonce),
-                        width=self._decoder.width,
+                        captured=self._decoder.captured,
                         limit=_PAGE_ROWS,
                     )
                     head_lsn = outbox_head(self._connection).lsn
@@ -220,10 +224,17 @@ class Follower:
                 raise NotCaptured(str(self._paths.database)) from error
         if not rows:
             return
-        entries = list(self._decoder.entries(rows, txid=rows[0].lsn, commit_lsn=head_lsn))
-        yield from self._print(entries)
-        self._cursor = Cursor(self._cursor.epoch, rows[-1].lsn)
-        self._nonce = rows[-1].nonce
+        txids, commits = self._transactions(rows[0][LSN], rows[-1][LSN], head_lsn)
+        yield from self._print(self._decoder.entries(rows, txids, commits))
+        self._cursor = Cursor(self._cursor.epoch, rows[-1][LSN])
+        self._nonce = rows[-1][NONCE]
+
+    @staticmethod
+    def _transactions(first: int, last: int, head_lsn: int) -> tuple[list[int], list[bool]]:
+        """Rows of one snapshot are one transaction, up to its head."""
+        transactions = Transactions(head_lsn=first - 1)
+        transactions.learn(None, head_lsn=head_lsn)
+        return transactions.marks(first, last)
 
     def _print(self, entries: Sequence[Entry]) -> Iterator[bytes | Note]:
         for entry in entries:

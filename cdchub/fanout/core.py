@@ -74,9 +74,9 @@ class Core:
     def accept(self, delivery: Delivery) -> None:
         """Takes in what capture delivers, in order. Called on the loop."""
         match delivery:
-            case Appended(entries, source_head_lsn):
+            case Appended(entries, source_head_lsn, nonce):
                 try:
-                    self._round(entries, source_head_lsn)
+                    self._round(entries, source_head_lsn, nonce)
                 finally:
                     # Whatever went wrong with a round, capture must not wait for it for ever.
                     self._taken()
@@ -91,9 +91,9 @@ class Core:
                     feed.recatalog(catalog)
         self.present.tell()
 
-    def _round(self, entries: Sequence[Entry], source_head_lsn: int) -> None:
+    def _round(self, entries: Sequence[Entry], source_head_lsn: int, nonce: int) -> None:
         before = self.present.cursor
-        self.present.append(entries, source_head_lsn=source_head_lsn)
+        self.present.append(entries, source_head_lsn=source_head_lsn, nonce=nonce)
         touched = {entry.table for entry in entries}
         broken = {entry.table for entry in entries if entry.type is ChangeType.BREAK}
         epoch = self.present.view.log.present

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from cdchub.catalog import Catalog, Selection
-from cdchub.change import ChangeType, Entry, SqliteValue, moved_in, moved_out
+from cdchub.change import NOTES, ChangeType, Entry, SqliteValue, moved_in, moved_out
 from cdchub.log.protocol import Narrowing
 from cdchub.position import Position
 
@@ -71,8 +71,8 @@ class Matcher:
         return self._tables is None or table in self._tables
 
     def data(self, entry: Entry) -> bytes | None:
-        """The change as this selection sees it, or None where it doesn't see it. No breaks."""
-        if not self.covers(entry.table):
+        """The change as this selection sees it, or None where it doesn't see it, and for notes."""
+        if entry.type in NOTES or not self.covers(entry.table):
             return None
         room: SqliteValue
         if entry.table in self._rooms:
@@ -119,10 +119,9 @@ class Feed:
         """The matching entries as one run of bytes, which may be empty."""
         parts = []
         for entry in entries:
-            if entry.type is not ChangeType.BREAK:
-                data = self.matcher.data(entry)
-                if data is not None:
-                    parts.append(frame(self.framer, entry, data))
+            data = self.matcher.data(entry)
+            if data is not None:
+                parts.append(frame(self.framer, entry, data))
         return b"".join(parts)
 
 

@@ -63,9 +63,9 @@ class Present:
 
     # Moving on.
 
-    def append(self, entries: Sequence[Entry], *, source_head_lsn: int) -> None:
+    def append(self, entries: Sequence[Entry], *, source_head_lsn: int, nonce: int) -> None:
         self._ring.extend(entries)
-        self._head_nonce = entries[-1].nonce
+        self._head_nonce = nonce
         self._source_head_lsn = max(self._source_head_lsn, source_head_lsn)
 
     def take_history(self, history: HistoryChanged) -> bool:

@@ -1,8 +1,9 @@
 """The log's file: a SQLite database of its own beside the source.
 
-Invariants: the key is (epoch number, LSN); within an epoch LSNs are contiguous from its base; an
-entry is never changed. The standard library's sqlite3 is used for the log and only here: the source
-is APSW's, and no file is opened by both.
+Invariants: the key is (epoch number, LSN), joined into one integer (`blocks.key_of`); within an
+epoch LSNs are contiguous from its first to its head; an entry is never changed. The standard
+library's sqlite3 is used for the log and only here: the source has its own driver, and no file is
+opened by both.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ import os
 import sqlite3
 from pathlib import Path
 
-from cdchub.change import ChangeType
 from cdchub.errors import LogUnusable
+from cdchub.log.blocks import LSN_MAX
 from cdchub.log.protocol import EpochInfo, LogState
 
 # Marks the file as a change log of ours ("CDCL"), see sqlite.org/pragma.html#pragma_application_id.
 APPLICATION_ID = 0x4344434C
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 # The WAL is checkpointed when the writer is idle; this bound (16 MiB) is for a writer that never is.
 WAL_PAGES_MAX = 4_096
@@ -28,15 +29,19 @@ CREATE TABLE epochs(
     number INTEGER PRIMARY KEY, epoch TEXT NOT NULL UNIQUE, base_lsn INTEGER NOT NULL,
     base_nonce INTEGER, floor_lsn INTEGER NOT NULL, started_ms INTEGER NOT NULL, reason TEXT NOT NULL);
 CREATE TABLE tables(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
-CREATE TABLE entries(
-    epoch INTEGER NOT NULL, lsn INTEGER NOT NULL, nonce INTEGER NOT NULL, type INTEGER NOT NULL,
-    tbl INTEGER NOT NULL, room_old, room_new, ts INTEGER NOT NULL, data BLOB NOT NULL,
-    PRIMARY KEY(epoch, lsn)) WITHOUT ROWID;
-CREATE INDEX entries_by_table ON entries(tbl, epoch, lsn);
-CREATE INDEX entries_by_room ON entries(tbl, room_new, epoch, lsn) WHERE room_new IS NOT NULL;
-CREATE INDEX entries_by_room_left ON entries(tbl, room_old, epoch, lsn)
-    WHERE room_old IS NOT NULL AND room_old IS NOT room_new;
-CREATE INDEX breaks_by_table ON entries(tbl, epoch, lsn) WHERE type = {ChangeType.BREAK.value};
+CREATE TABLE blocks(
+    id INTEGER PRIMARY KEY, last_lsn INTEGER NOT NULL, nonce INTEGER NOT NULL, ts INTEGER NOT NULL,
+    entries BLOB NOT NULL, data BLOB NOT NULL);
+CREATE TABLE block_tables(tbl INTEGER, block INTEGER, PRIMARY KEY(tbl, block)) WITHOUT ROWID;
+CREATE TABLE block_rooms(tbl INTEGER, room, block INTEGER, PRIMARY KEY(tbl, room, block))
+    WITHOUT ROWID;
+CREATE TABLE block_breaks(tbl INTEGER, block INTEGER, PRIMARY KEY(tbl, block)) WITHOUT ROWID;
+CREATE TABLE bases(
+    id INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, lsn INTEGER NOT NULL, complete INTEGER NOT NULL,
+    taken_ms INTEGER NOT NULL, rows INTEGER NOT NULL, bytes INTEGER NOT NULL, tables TEXT NOT NULL);
+CREATE TABLE base_chunks(
+    id INTEGER PRIMARY KEY, base INTEGER NOT NULL, tbl TEXT NOT NULL, data BLOB NOT NULL);
+CREATE INDEX chunks_by_base ON base_chunks(base, tbl);
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 """
@@ -93,9 +98,11 @@ def open_read_only(path: Path) -> sqlite3.Connection:
 def read_state(db: sqlite3.Connection) -> LogState:
     """The epochs and their bounds, each found at an end of the key: quick for any size of log."""
     rows = db.execute(
-        "SELECT number, epoch, floor_lsn,"
-        " coalesce((SELECT max(lsn) FROM entries WHERE epoch = number), floor_lsn)"
-        " FROM epochs ORDER BY number"
+        "SELECT number, epoch, floor_lsn, coalesce((SELECT last_lsn FROM blocks"
+        " WHERE id BETWEEN (number << 48) AND (number << 48) + ? ORDER BY id DESC LIMIT 1), base_lsn),"
+        " (SELECT min(lsn) FROM bases WHERE epoch = number AND complete AND lsn >= floor_lsn)"
+        " FROM epochs ORDER BY number",
+        (LSN_MAX,),
     )
     return LogState(tuple(EpochInfo(*row) for row in rows))
 

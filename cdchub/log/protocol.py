@@ -3,11 +3,11 @@ from one to the others promise."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from cdchub.catalog import Catalog
+from cdchub.catalog import Catalog, TableSchema
 from cdchub.change import Entry, SqliteValue
 from cdchub.errors import CdchubError
 from cdchub.position import Epoch, Lsn, Position
@@ -26,13 +26,15 @@ class EpochInfo:
     """One epoch as the log holds it: positions from `floor_lsn` to `head_lsn` can be served.
 
     `floor_lsn` is the LSN before the oldest retained entry. It starts as the LSN that the source
-    had when the epoch began, which need not be 0, and grows with retention.
+    had when the epoch began, which need not be 0, and grows with retention. `base_lsn` is that of
+    the oldest complete base snapshot, if there is one.
     """
 
     number: int
     epoch: Epoch
     floor_lsn: int
     head_lsn: int
+    base_lsn: int | None = None
 
     def position(self, lsn: int) -> Position:
         return Position(self.epoch, Lsn(lsn))
@@ -80,11 +82,37 @@ class Narrowing:
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How much history the log keeps; whichever bound is met first. The newest entry always stays."""
+    """How much history the log keeps; whichever bound is met first. The newest entry always stays.
+
+    `to_bases`: changes go only up to a newer complete base snapshot, so that what is kept always
+    begins with one.
+    """
 
     age_s: float
     changes_max: int
     bytes_max: int
+    to_bases: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class BaseInfo:
+    """A base snapshot: every captured row as it was at `lsn`. `bytes` count its JSON lines."""
+
+    id: int
+    epoch: int
+    lsn: int
+    rows: int
+    bytes: int
+    taken_ms: int
+    tables: tuple[TableSchema, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BaseChunk:
+    """Some rows of one table in a base: SNAPSHOT changes as lines, compressed with zlib."""
+
+    table: str
+    data: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +141,20 @@ class LogConflict(Exception):
     """An entry stands under this key already, and it is another one."""
 
 
+class KnownRows(Protocol):
+    """What some tables hold by the log: rows by key, both as JSON. See `log.replica`."""
+
+    def knows(self, table: str) -> bool: ...
+
+    def count(self, table: str) -> int: ...
+
+    def row(self, table: str, key: bytes) -> bytes | None: ...
+
+    def rows(self, table: str) -> Iterator[tuple[bytes, bytes]]: ...
+
+    def close(self) -> None: ...
+
+
 class AppendLog(Protocol):
     """The log as its one writer sees it. Every method is called on the writer's thread."""
 
@@ -128,23 +170,45 @@ class AppendLog(Protocol):
 
     def tail(self) -> Tail: ...
 
-    def append(self, epoch_number: int, entries: Sequence[Entry]) -> None: ...
+    def append(
+        self, epoch_number: int, entries: Sequence[Entry], *, nonce: int, timestamp_ms: int
+    ) -> None: ...
+
+    def bytes_since(self, epoch_number: int, lsn: int) -> int: ...
+
+    def bases(self) -> list[BaseInfo]: ...
+
+    def begin_base(
+        self, epoch_number: int, lsn: int, tables: Sequence[TableSchema], *, now_ms: int
+    ) -> int: ...
+
+    def add_to_base(self, base_id: int, chunks: Sequence[BaseChunk]) -> None: ...
+
+    def finish_base(self, base_id: int, *, rows: int, bytes: int) -> None: ...
+
+    def known_rows(self, tables: Sequence[str], *, rows_max: int) -> KnownRows | None: ...
+
+    def catch_up(self, known: KnownRows) -> None: ...
 
     def sync(self) -> None: ...
 
     def checkpoint(self) -> None: ...
 
-    def retain(self, retention: Retention, *, now_ms: int) -> int: ...
+    def retain(self, bounds: Retention, *, now_ms: int) -> int: ...
+
+    def overdue(self, bounds: Retention, *, now_ms: int) -> bool: ...
 
     def close_cleanly(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """Entries that are in the log now. `source_head_lsn`: how far the source itself had got."""
+    """Entries that are in the log now. `source_head_lsn`: how far the source itself had got;
+    `nonce`: that of the last entry's row."""
 
     entries: Sequence[Entry]
     source_head_lsn: int
+    nonce: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,18 @@
-"""Reading the log: pages for those who catch up, narrowed by table and room through its indexes."""
+"""Reading the log: pages for those who catch up, narrowed by table and room to the blocks that
+hold any of it, and base snapshots."""
 
 from __future__ import annotations
 
 import sqlite3
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
-from cdchub.change import ChangeType, Entry, SqliteValue
+from cdchub.change import Entry
+from cdchub.log import bases
+from cdchub.log.entries import read_entries
 from cdchub.log.file import open_read_only, read_state
-from cdchub.log.protocol import Cursor, Expired, LogState, Narrowing, Page
-
-_COLUMNS = "e.lsn, e.nonce, e.type, t.name, e.room_old, e.room_new, e.ts, e.data"
+from cdchub.log.protocol import BaseInfo, Cursor, Expired, LogState, Narrowing, Page
 
 
 class LogReader:
@@ -35,8 +37,8 @@ class LogReader:
     def read(
         self, after: Cursor, *, upto: int, narrowing: Narrowing, rows_max: int, bytes_max: int
     ) -> Page:
+        """The entries after a cursor, up to LSN `upto` of its epoch. Raises `Expired`."""
         db = self._connection()
-        sql, parameters = _page_query(after, upto, narrowing, rows_max)
         entries: list[Entry] = []
         size = 0
         db.execute("BEGIN")
@@ -46,14 +48,34 @@ class LogReader:
             ).fetchone()
             if floor is None or after.lsn < floor[0]:
                 raise Expired(f"the log begins after LSN {floor and floor[0]}")
-            for row in db.execute(sql, parameters):
-                entries.append(_entry(row))
-                size += len(row[7])
-                if size >= bytes_max:
-                    return Page(entries, entries[-1].lsn)
+            for entry in read_entries(db, after, upto, narrowing):
+                entries.append(entry)
+                size += len(entry.data)
+                if size >= bytes_max or len(entries) >= rows_max:
+                    return Page(entries, entry.lsn)
         finally:
             db.execute("COMMIT")
-        return Page(entries, entries[-1].lsn if len(entries) >= rows_max else max(upto, after.lsn))
+        return Page(entries, max(upto, after.lsn))
+
+    def bases(self) -> list[BaseInfo]:
+        """The complete base snapshots, oldest first."""
+        return bases.read_bases(self._connection())
+
+    def base_lines(
+        self, base: BaseInfo, tables: tuple[str, ...] | None
+    ) -> Iterator[tuple[str, list[bytes]]]:
+        """A base's rows as SNAPSHOT changes, some lines of one table at a time.
+
+        Raises `Expired` where retention has dropped it. The log is held back while this is read.
+        """
+        db = self._connection()
+        db.execute("BEGIN")
+        try:
+            if all(known.id != base.id for known in bases.read_bases(db)):
+                raise Expired(f"the base snapshot at LSN {base.lsn} is gone")
+            yield from bases.read_chunks(db, base.id, tables)
+        finally:
+            db.execute("COMMIT")
 
     def _connection(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
@@ -63,35 +85,3 @@ class LogReader:
             with self._lock:
                 self._open.append(connection)
         return connection
-
-
-def _entry(row: tuple[int, int, int, str, SqliteValue, SqliteValue, int, bytes]) -> Entry:
-    lsn, nonce, kind, table, room_old, room_new, timestamp_ms, data = row
-    return Entry(lsn, nonce, ChangeType(kind), table, room_old, room_new, timestamp_ms, data)
-
-
-def _page_query(
-    after: Cursor, upto: int, narrowing: Narrowing, rows_max: int
-) -> tuple[str, list[SqliteValue]]:
-    """One arm per index that is used; SQLite merges the sorted arms without collecting them."""
-    span: list[SqliteValue] = [after.epoch, after.lsn, upto]
-    arms: list[tuple[str, list[SqliteValue]]] = []
-    if narrowing.tables is None:
-        arms.append(("", []))
-    elif narrowing.room is not None and len(narrowing.tables) == 1:
-        table, room = narrowing.tables[0], narrowing.room
-        here = "AND e.tbl = (SELECT id FROM tables WHERE name = ?) AND "
-        arms.append((here + "e.room_new = ? AND e.room_new IS NOT NULL", [table, room]))
-        left = "e.room_old = ? AND e.room_old IS NOT NULL AND e.room_old IS NOT e.room_new"
-        arms.append((here + left, [table, room]))
-        arms.append((here + f"e.type = {ChangeType.BREAK.value}", [table]))
-    else:
-        here = "AND e.tbl = (SELECT id FROM tables WHERE name = ?)"
-        arms.extend((here, [table]) for table in narrowing.tables)
-    sql = " UNION ALL ".join(
-        f"SELECT {_COLUMNS} FROM entries e JOIN tables t ON t.id = e.tbl"
-        f" WHERE e.epoch = ? AND e.lsn > ? AND e.lsn <= ? {condition}"
-        for condition, _ in arms
-    )
-    parameters = [value for _, more in arms for value in [*span, *more]]
-    return f"{sql} ORDER BY 1 LIMIT ?", [*parameters, rows_max]

@@ -14,15 +14,25 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from cdchub.catalog import TableSchema
 from cdchub.change import Entry
 from cdchub.errors import ForeignLog, LogUnusable
+from cdchub.log import bases, retention
+from cdchub.log.blocks import LSN_MAX, Block, key_of, pack
 from cdchub.log.file import open_to_write, read_state
-from cdchub.log.protocol import EpochInfo, LogConflict, LogState, Retention, SourceMark, Tail
+from cdchub.log.protocol import (
+    BaseChunk,
+    BaseInfo,
+    KnownRows,
+    LogConflict,
+    LogState,
+    Retention,
+    SourceMark,
+    Tail,
+)
+from cdchub.log.replay import advance, replica_at
+from cdchub.log.replica import Replica
 from cdchub.position import Epoch, new_epoch
-
-# Deleted in one go by retention: some milliseconds of the log's writer, so that an append never
-# waits longer than that.
-RETAIN_ROWS_MAX = 2_000
 
 
 class LogWriter:
@@ -94,38 +104,99 @@ class LogWriter:
 
     def tail(self) -> Tail:
         """The end of the present epoch; there must be one."""
+        number, base_lsn, base_nonce = self._db.execute(
+            "SELECT number, base_lsn, base_nonce FROM epochs ORDER BY number DESC LIMIT 1"
+        ).fetchone()
         row = self._db.execute(
-            "SELECT e.lsn, e.nonce, e.data FROM entries e"
-            " WHERE e.epoch = (SELECT max(number) FROM epochs) ORDER BY e.lsn DESC LIMIT 1"
+            "SELECT last_lsn, nonce, data FROM blocks WHERE id >= ? ORDER BY id DESC LIMIT 1",
+            (key_of(number, 0),),
         ).fetchone()
-        if row is not None:
-            return Tail(*row)
-        base = self._db.execute(
-            "SELECT base_lsn, base_nonce FROM epochs ORDER BY number DESC LIMIT 1"
-        ).fetchone()
-        return Tail(base[0], base[1], None)
+        if row is None:
+            return Tail(base_lsn, base_nonce, None)
+        return Tail(row[0], row[1], row[2].rpartition(b"\n")[2])
 
-    def append(self, epoch_number: int, entries: Sequence[Entry]) -> None:
-        """Appends entries in one commit. Raises `LogConflict`; then nothing was written."""
+    def append(
+        self, epoch_number: int, entries: Sequence[Entry], *, nonce: int, timestamp_ms: int
+    ) -> None:
+        """Appends entries in one commit. `nonce` is that of the last one's row.
+
+        Raises `LogConflict` where they don't follow what is there; then nothing was written.
+        """
+        first, last = entries[0].lsn, entries[-1].lsn
+        if [entry.lsn for entry in entries] != list(range(first, last + 1)):
+            raise LogConflict(f"the LSNs from {first} to {last} are not all there, in order")
         with self._transaction():
-            rows = [
-                (
-                    epoch_number,
-                    e.lsn,
-                    e.nonce,
-                    e.type.value,
-                    self._table_id(e.table),
-                    e.room_old,
-                    e.room_new,
-                    e.timestamp_ms,
-                    e.data,
-                )
-                for e in entries
-            ]
-            try:
-                self._db.executemany("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
-            except sqlite3.IntegrityError as error:
-                raise LogConflict(f"an LSN from {entries[0].lsn} on is in the log already") from error
+            self._check_follows(epoch_number, first)
+            for table in {entry.table for entry in entries} - self._tables.keys():
+                self._add_table(table)
+            for block in pack(entries, self._tables):
+                self._write(key_of(epoch_number, block.first_lsn), block, nonce, timestamp_ms)
+
+    def _check_follows(self, epoch_number: int, first_lsn: int) -> None:
+        newest = self._db.execute("SELECT id, last_lsn FROM blocks ORDER BY id DESC LIMIT 1").fetchone()
+        if newest is None:
+            return
+        number = newest[0] >> LSN_MAX.bit_length()
+        if key_of(epoch_number, first_lsn) <= key_of(number, newest[1]):
+            raise LogConflict(f"LSN {first_lsn} is in the log already, which has {newest[1]}")
+        if number == epoch_number and first_lsn != newest[1] + 1:
+            raise LogConflict(f"LSN {first_lsn} doesn't follow {newest[1]}, the log's last one")
+
+    def _write(self, key: int, block: Block, nonce: int, timestamp_ms: int) -> None:
+        self._db.execute(
+            "INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?)",
+            (key, block.last_lsn, nonce, timestamp_ms, block.index, block.data),
+        )
+        for name, tables in (("block_tables", block.tables), ("block_breaks", block.breaks)):
+            self._db.executemany(
+                f"INSERT INTO {name} VALUES (?, ?)", [(table, key) for table in tables]
+            )
+        if block.rooms:
+            self._db.executemany(
+                "INSERT INTO block_rooms VALUES (?, ?, ?)",
+                [(table, room, key) for table, room in block.rooms],
+            )
+
+    def bytes_since(self, epoch_number: int, lsn: int) -> int:
+        """How many bytes of changes the log holds after `lsn`, about."""
+        (size,) = self._db.execute(
+            "SELECT coalesce(sum(length(data)), 0) FROM blocks WHERE id > ?",
+            (key_of(epoch_number, lsn),),
+        ).fetchone()
+        return int(size)
+
+    # Base snapshots.
+
+    def bases(self) -> list[BaseInfo]:
+        return bases.read_bases(self._db)
+
+    def begin_base(
+        self, epoch_number: int, lsn: int, tables: Sequence[TableSchema], *, now_ms: int
+    ) -> int:
+        with self._transaction():
+            return bases.begin(self._db, epoch_number, lsn, tables, now_ms=now_ms)
+
+    def add_to_base(self, base_id: int, chunks: Sequence[BaseChunk]) -> None:
+        with self._transaction():
+            bases.add(self._db, base_id, chunks)
+
+    def finish_base(self, base_id: int, *, rows: int, bytes: int) -> None:
+        with self._transaction():
+            bases.finish(self._db, base_id, rows=rows, bytes=bytes)
+
+    def known_rows(self, tables: Sequence[str], *, rows_max: int) -> Replica | None:
+        """What these tables hold by the log, at its head; None where there is no base snapshot.
+
+        A table with more than `rows_max` rows may count as unknown.
+        """
+        present = self.state().present
+        return replica_at(self._db, present.number, present.head_lsn, tables=tables, rows_max=rows_max)
+
+    def catch_up(self, known: KnownRows) -> None:
+        """Brings what `known_rows` gave to the log's present head."""
+        assert isinstance(known, Replica)
+        present = self.state().present
+        advance(self._db, known, present.number, present.head_lsn)
 
     def sync(self) -> None:
         """Returns when every entry so far is on the disk."""
@@ -152,54 +223,46 @@ class LogWriter:
         (size,) = self._db.execute("PRAGMA page_size").fetchone()
         return (pages - free) * size
 
-    def retain(self, retention: Retention, *, now_ms: int) -> int:
-        """Deletes the oldest entries that a bound no longer covers, at most `RETAIN_ROWS_MAX`.
+    def retain(self, bounds: Retention, *, now_ms: int) -> int:
+        """Lets go of what the bounds no longer cover, a slice at a time.
 
-        Returns how many went; call again while it is not 0. An epoch goes with its last entry.
+        Returns 0 when there is nothing left to do; call again until then. An epoch goes with its
+        last entry.
         """
         state = self.state()
-        oldest = state.epochs[0]
-        present = state.present
-        kept_min = 1 if oldest is present else 0
-        held = oldest.head_lsn - oldest.floor_lsn
-        if held == kept_min or held == 0:
-            return self._drop_epoch(oldest) if oldest is not present else 0
-        entries = sum(info.head_lsn - info.floor_lsn for info in state.epochs)
-        surplus = max(0, entries - retention.changes_max)
-        if self.size_bytes() > retention.bytes_max:
-            surplus = RETAIN_ROWS_MAX
-        aged = self._aged(oldest, int(now_ms - retention.age_s * 1000))
-        count = min(max(surplus, aged), RETAIN_ROWS_MAX, held - kept_min)
-        if count <= 0:
-            return 0
-        floor = oldest.floor_lsn + count
         with self._transaction():
-            self._db.execute("DELETE FROM entries WHERE epoch = ? AND lsn <= ?", (oldest.number, floor))
-            self._db.execute("UPDATE epochs SET floor_lsn = ? WHERE number = ?", (floor, oldest.number))
-        return count
+            gone = retention.sweep(self._db, state)
+            if gone:
+                return gone
+            wanted_lsn = self._wanted_floor(state, bounds, now_ms)
+            floor = retention.floor_for(self._db, state, wanted_lsn, to_bases=bounds.to_bases)
+            if floor is None:
+                return 0
+            oldest = state.epochs[0]
+            if oldest is not state.present and floor >= oldest.head_lsn:
+                self._db.execute("DELETE FROM epochs WHERE number = ?", (oldest.number,))
+                bases.discard(self._db, "epoch = ?", (oldest.number,))
+            else:
+                self._db.execute(
+                    "UPDATE epochs SET floor_lsn = ? WHERE number = ?", (floor, oldest.number)
+                )
+                bases.discard(self._db, "epoch = ? AND lsn < ?", (oldest.number, floor))
+            return 1
 
-    def _aged(self, oldest: EpochInfo, before_ms: int) -> int:
-        """How many of the oldest entries were committed before `before_ms`."""
-        # The first one that is young enough ends the count: writers' clocks may step back, and an
-        # entry is never let go before all that precede it.
-        row = self._db.execute(
-            "SELECT lsn FROM (SELECT lsn, ts FROM entries WHERE epoch = ? ORDER BY lsn LIMIT ?)"
-            " WHERE ts >= ? ORDER BY lsn LIMIT 1",
-            (oldest.number, RETAIN_ROWS_MAX, before_ms),
-        ).fetchone()
-        return RETAIN_ROWS_MAX if row is None else int(row[0] - oldest.floor_lsn - 1)
+    def overdue(self, bounds: Retention, *, now_ms: int) -> bool:
+        """Whether a bound is exceeded, which only a newer base snapshot would let be met."""
+        state = self.state()
+        return self._wanted_floor(state, bounds, now_ms) > state.epochs[0].floor_lsn
 
-    def _drop_epoch(self, info: EpochInfo) -> int:
-        with self._transaction():
-            self._db.execute("DELETE FROM epochs WHERE number = ?", (info.number,))
-        return 1
+    def _wanted_floor(self, state: LogState, bounds: Retention, now_ms: int) -> int:
+        return retention.wanted_floor(
+            self._db, state, bounds, now_ms=now_ms, size_bytes=self.size_bytes()
+        )
 
-    def _table_id(self, name: str) -> int:
-        if name not in self._tables:
-            cursor = self._db.execute("INSERT INTO tables(name) VALUES (?)", (name,))
-            assert cursor.lastrowid is not None
-            self._tables[name] = cursor.lastrowid
-        return self._tables[name]
+    def _add_table(self, name: str) -> None:
+        cursor = self._db.execute("INSERT INTO tables(name) VALUES (?)", (name,))
+        assert cursor.lastrowid is not None
+        self._tables[name] = cursor.lastrowid
 
     def _set_meta(self, key: str, value: str | int) -> None:
         self._db.execute(

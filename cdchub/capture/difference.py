@@ -1,0 +1,103 @@
+"""The difference between what the log knows of a table and what the table holds, as changes.
+
+After a schema change, or where capture was interrupted, nobody saw what happened to the rows. What
+is known by the log is compared with what is there, key by key, and the difference is written to the
+outbox like any change: so a subscriber who applies it has the table again, without a reset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from cdchub.capture.rows import RowEncoder
+from cdchub.capture.scan import ScannedRow, scan
+from cdchub.capture.table import Database, Shape
+from cdchub.capture.triggers import OUTBOX, value_columns
+from cdchub.change import InvalidText, SqliteValue, encode_lines, from_wire
+from cdchub.log.protocol import KnownRows
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeVersion:
+    """A shape and the id that its outbox rows carry."""
+
+    id: int
+    shape: Shape
+
+
+def write_difference(db: Database, known: KnownRows, *, old: ShapeVersion, new: ShapeVersion) -> int:
+    """Writes what has happened to a table since the log's last word. Returns how many changes.
+
+    `old` is the shape that the known rows have, `new` the table's present one.
+    """
+    count = 0
+    seen: set[bytes] = set()
+    for row, key, line in _present(db, new.shape):
+        before = known.row(old.shape.name, key)
+        if before is not None:
+            seen.add(key)
+        if before == line:
+            continue
+        if before is None:
+            values = [None] * len(row[1:]) + list(row[1:])
+            _write(db, new.id, "c", row[0], values)
+        else:
+            _write(db, new.id, "m", row[0], [old.id, *_values(old.shape, before), *row[1:]])
+        count += 1
+    return count + _write_gone(db, known, old, seen)
+
+
+def write_removal(db: Database, known: KnownRows, *, old: ShapeVersion) -> int:
+    """Writes a DELETE for each row that is known of a table which is gone. Returns how many."""
+    return _write_gone(db, known, old, frozenset())
+
+
+def differs(db: Database, known: KnownRows, shape: Shape) -> bool:
+    """Whether a table holds anything else than what is known of it."""
+    count = 0
+    for _, key, line in _present(db, shape):
+        if known.row(shape.name, key) != line:
+            return True
+        count += 1
+    return count != known.count(shape.name)
+
+
+def _present(db: Database, shape: Shape) -> Iterator[tuple[ScannedRow, bytes, bytes]]:
+    """The table's rows, each with its key and its values as JSON."""
+    encoder = RowEncoder(shape)
+    for batch in scan(db, shape):
+        rowids, *columns = zip(*batch, strict=True)
+        keys = encode_lines(list(encoder.keys(columns, rowids)))
+        lines = encode_lines(list(encoder.rows(columns)))
+        yield from zip(batch, keys, lines, strict=True)
+
+
+def _write_gone(
+    db: Database, known: KnownRows, old: ShapeVersion, seen: set[bytes] | frozenset[bytes]
+) -> int:
+    count = 0
+    for key, line in known.rows(old.shape.name):
+        if key not in seen:
+            rowid = msgspec.json.decode(key).get("rowid") if old.shape.rowid is not None else None
+            _write(db, old.id, "d", rowid, _values(old.shape, line))
+            count += 1
+    return count
+
+
+def _values(shape: Shape, line: bytes) -> list[SqliteValue]:
+    """A known row as values in the order of a shape's captured columns."""
+    row = msgspec.json.decode(line)
+    return [from_wire(row.get(name)) for name in shape.captured]
+
+
+def _write(db: Database, table_id: int, op: str, rowid: object, values: Sequence[SqliteValue]) -> None:
+    columns = ", ".join(["tbl", "op", "rid", *value_columns(len(values))])
+    # Broken text is bound as its bytes, and made TEXT again by the cast.
+    marks = ", ".join("CAST(? AS TEXT)" if isinstance(v, InvalidText) else "?" for v in values)
+    plain = [bytes(v) if isinstance(v, InvalidText) else v for v in values]
+    db.execute(
+        f"INSERT INTO {OUTBOX}({columns}) VALUES (?, ?, ?, {marks})", (table_id, op, rowid, *plain)
+    )

@@ -1,0 +1,60 @@
+"""Reading all rows of a table, in batches and in constant memory, exactly as they are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from cdchub.capture.table import Database, Shape, quote, rowid_text
+from cdchub.change import InvalidText, SqliteValue
+
+# What SQLite returns is untyped: the rowid, or None without one, then the captured values.
+ScannedRow = tuple[Any, ...]
+
+# Rows a batch: their columns are encoded together, and they are all that is in memory.
+BATCH_ROWS = 500
+
+
+def scan(db: Database, shape: Shape) -> Iterator[list[ScannedRow]]:
+    """Batches of rows, in key order."""
+    rowid = rowid_text(shape)
+    first = "NULL" if rowid is None else f"_cdchub_t.{rowid}"
+    columns = [f"_cdchub_t.{quote(name)}" for name in shape.captured]
+    order = [f"_cdchub_t.{quote(name)}" for name in shape.key] or [first]
+    tail = f"FROM {quote(shape.name)} _cdchub_t ORDER BY {', '.join(order)}"
+    done = 0
+    try:
+        rows = iter(db.iterate(f"SELECT {first}, {', '.join(columns)} {tail}"))
+        while batch := list(islice(rows, BATCH_ROWS)):
+            yield batch
+            done += len(batch)
+    except UnicodeDecodeError:
+        # One row holds TEXT that is no UTF-8: go on from that batch, reading bytes.
+        sql = f"SELECT {first}, {exact_columns(columns)} {tail} LIMIT -1 OFFSET ?"
+        rows = iter(db.iterate(sql, (done,)))
+        while batch := [(row[0], *decode_exact(row[1:])) for row in islice(rows, BATCH_ROWS)]:
+            yield batch
+
+
+def exact_columns(columns: Sequence[str]) -> str:
+    """A select list that reads TEXT as bytes with a mark, for rows that hold invalid UTF-8."""
+    return ", ".join(
+        f"CASE typeof({c}) WHEN 'text' THEN CAST({c} AS BLOB) ELSE {c} END, typeof({c}) = 'text'"
+        for c in columns
+    )
+
+
+def decode_exact(pairs: Sequence[SqliteValue]) -> tuple[SqliteValue, ...]:
+    """What `exact_columns` selected, as values: TEXT that is not UTF-8 becomes `InvalidText`."""
+    return tuple(
+        _text(value) if is_text and isinstance(value, bytes) else value
+        for value, is_text in zip(pairs[::2], pairs[1::2], strict=True)
+    )
+
+
+def _text(raw: bytes) -> str | InvalidText:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return InvalidText(raw)

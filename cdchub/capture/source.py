@@ -1,0 +1,140 @@
+"""An open source: the tailing connection, what is captured, and where reading has got to.
+
+It is made anew when the database is replaced under the hub. It only reads, beyond what `install`
+does in the tailer's transactions.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from cdchub.capture import install
+from cdchub.capture.commits import CommitEnds
+from cdchub.capture.connection import FileIdentity, SourcePaths, open_source, require_wal
+from cdchub.capture.decode import Decoder
+from cdchub.capture.epoch import source_mark
+from cdchub.capture.outbox import LSN, Anchor, OutboxRow, outbox_head, read_rows
+from cdchub.capture.progress import CaptureCounters, Progress
+from cdchub.capture.transactions import Transactions
+from cdchub.capture.triggers import OUTBOX
+from cdchub.change import Entry, transaction_mark
+from cdchub.errors import StartError
+from cdchub.log.protocol import SourceMark, Tail
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows of one read snapshot, whose newest row is at `head_lsn`."""
+
+    rows: list[OutboxRow]
+    head_lsn: int
+
+
+class Source:
+    """Raises `StartError` where it can't be opened."""
+
+    def __init__(self, paths: SourcePaths, counters: CaptureCounters) -> None:
+        self._paths = paths
+        self._counters = counters
+        self._inode = paths.database.stat().st_ino
+        self.connection = open_source(paths)
+        self._closed = False
+        try:
+            require_wal(self.connection, paths)
+            # A prune need not be durable, and must not hold the write lock for an fsync.
+            self.connection.pragma("synchronous", "normal")
+        except BaseException:
+            self.close()
+            raise
+        self._commit_ends = CommitEnds(paths.wal)
+        self.schema_version = -1
+        self.begin(Tail(0, None, None))
+
+    def check_not_replaced(self) -> None:
+        """Raises `StartError` where the file was replaced while it was being opened."""
+        # Now that SQLite has opened the -wal too, these are the files we are reading.
+        self._files = FileIdentity(self._paths)
+        if self._paths.database.stat().st_ino != self._inode:
+            raise StartError(f"{self._paths.database} was replaced while it was being opened")
+
+    def replaced(self) -> bool:
+        """Whether the database or its -wal is another file now."""
+        return self._files.changed()
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self.connection.close()
+
+    def abandon(self) -> None:
+        """Closes without touching the files, which are somebody else's by now."""
+        if not self._closed:
+            self._closed = True
+            self.connection.abandon()
+        self._commit_ends.close()
+
+    # What is captured.
+
+    def load(self) -> None:
+        """Reads what is installed. The source must have capture."""
+        self.take(install.load(self.connection))
+
+    def take(self, captured: install.Captured) -> None:
+        self.captured = captured
+        self._decoder = Decoder(captured)
+        self._sequence_page = self.connection.value(
+            "SELECT rootpage FROM sqlite_schema WHERE name = 'sqlite_sequence'"
+        )
+
+    def mark(self) -> SourceMark:
+        return source_mark(self._paths, self.captured.install_id)
+
+    def schema_changed(self) -> bool:
+        """Whether the schema is another one than at the last reconciliation."""
+        if self.connection.pragma("schema_version") == self.schema_version:
+            return False
+        self.load()
+        return True
+
+    # Reading.
+
+    def begin(self, tail: Tail) -> None:
+        """Reading goes on behind the log's tail."""
+        self._transactions = Transactions(head_lsn=tail.lsn)
+        pruned_lsn = tail.lsn
+        if tail.data is not None:
+            txid, commit = transaction_mark(tail.data)
+            self._transactions = Transactions(head_lsn=tail.lsn, open_txid=None if commit else txid)
+        if tail.lsn:
+            oldest = self.connection.value(f"SELECT min(lsn) FROM {OUTBOX}")
+            pruned_lsn = tail.lsn if oldest is None else oldest - 1
+        anchor = Anchor(tail.lsn, tail.nonce)
+        self.progress = Progress(anchor, pruned_lsn=pruned_lsn, now_s=time.monotonic())
+
+    def read_batch(self, limit: int) -> Batch:
+        """The next rows. To be called in a transaction. Raises `HistoryBroken`."""
+        rows = read_rows(
+            self.connection, after=self.progress.anchor, captured=self.captured, limit=limit
+        )
+        if not rows:
+            return Batch(rows, self.progress.anchor.lsn)
+        head_lsn = rows[-1][LSN] if len(rows) < limit else outbox_head(self.connection).lsn
+        self._learn_ends(head_lsn)
+        return Batch(rows, head_lsn)
+
+    def _learn_ends(self, head_lsn: int) -> None:
+        known_lsn = self._transactions.known_lsn
+        if head_lsn <= known_lsn:
+            return
+        ends = self._commit_ends.upto(after=known_lsn, head=head_lsn, root_page=self._sequence_page)
+        if ends is None:
+            self._counters.commits_merged += 1
+        else:
+            self._counters.commits_exact += len(ends)
+        self._transactions.learn(ends, head_lsn=head_lsn)
+
+    def entries(self, batch: Batch) -> list[Entry]:
+        rows = batch.rows
+        txids, commits = self._transactions.marks(rows[0][LSN], rows[-1][LSN])
+        return self._decoder.entries(rows, txids, commits)

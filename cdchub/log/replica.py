@@ -1,0 +1,124 @@
+"""The tables as the log knows them: a base snapshot and the changes after it, applied by key.
+
+This is the promise of INTERFACE §2 as code: whoever applies the changes by key, in order, has the
+rows. Rows are kept as their JSON bytes, which are exact and comparable, in a private temporary
+database, so that memory stays flat whatever the size.
+
+A table is *known* from a base or from its own beginning on, until a break: from there on nobody
+can tell what it holds before a newer base.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+
+import msgspec
+
+from cdchub.catalog import TableSchema
+from cdchub.change import ChangeType, Entry
+
+# Applied in one go: large enough that the cost per statement vanishes, small enough for memory.
+_BATCH_ROWS = 2_000
+
+
+class _KeyAndRow(msgspec.Struct):
+    key: msgspec.Raw
+    newValue: msgspec.Raw
+
+
+class _Note(msgspec.Struct):
+    schema: TableSchema | None = None
+
+
+_change_decoder = msgspec.json.Decoder(_KeyAndRow)
+_note_decoder = msgspec.json.Decoder(_Note)
+
+
+class Replica:
+    """Tables by name, and their rows by key, both as JSON. `lsn`: everything up to it is applied."""
+
+    def __init__(self, tables: Iterable[TableSchema], *, lsn: int) -> None:
+        # An empty name is a private database on disk, deleted at close (sqlite.org/inmemorydb.html).
+        self._db = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        self._db.execute("PRAGMA journal_mode = OFF").fetchall()
+        self._db.execute(
+            "CREATE TABLE rows(tbl TEXT, key BLOB, row BLOB, PRIMARY KEY(tbl, key)) WITHOUT ROWID"
+        )
+        self.schemas = {schema.table: schema for schema in tables}
+        self._pending: dict[tuple[str, bytes], bytes | None] = {}
+        self.lsn = lsn
+
+    def close(self) -> None:
+        self._db.close()
+
+    # Filling it.
+
+    def load(self, table: str, lines: Sequence[bytes]) -> None:
+        """Takes in rows of a base: SNAPSHOT changes as lines."""
+        if table in self.schemas:
+            for line in lines:
+                self._put(table, line)
+
+    def apply(self, entries: Iterable[Entry]) -> None:
+        for entry in entries:
+            table = entry.table
+            if entry.type is ChangeType.SCHEMA:
+                self._take_schema(table, entry.data)
+            elif entry.type is ChangeType.BREAK:
+                self.forget(table)
+            elif table in self.schemas:
+                self._put(table, entry.data)
+            self.lsn = entry.lsn
+
+    def _take_schema(self, table: str, data: bytes) -> None:
+        schema = _note_decoder.decode(data).schema
+        if schema is None:
+            self.forget(table)
+        else:
+            self.schemas[table] = schema
+
+    def forget(self, table: str) -> None:
+        """From here on the table is unknown."""
+        self._flush()
+        self.schemas.pop(table, None)
+        self._db.execute("DELETE FROM rows WHERE tbl = ?", (table,))
+
+    def _put(self, table: str, line: bytes) -> None:
+        change = _change_decoder.decode(line)
+        row = bytes(change.newValue)
+        self._pending[table, bytes(change.key)] = None if row == b"null" else row
+        if len(self._pending) >= _BATCH_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        kept = [(table, key, row) for (table, key), row in self._pending.items() if row is not None]
+        gone = [place for place, row in self._pending.items() if row is None]
+        self._pending.clear()
+        self._db.execute("BEGIN")
+        self._db.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?, ?)", kept)
+        self._db.executemany("DELETE FROM rows WHERE tbl = ? AND key = ?", gone)
+        self._db.execute("COMMIT")
+
+    # Asking it.
+
+    def knows(self, table: str) -> bool:
+        return table in self.schemas
+
+    def count(self, table: str) -> int:
+        self._flush()
+        (count,) = self._db.execute("SELECT count(*) FROM rows WHERE tbl = ?", (table,)).fetchone()
+        return int(count)
+
+    def row(self, table: str, key: bytes) -> bytes | None:
+        """The row under a key, or None."""
+        self._flush()
+        found = self._db.execute(
+            "SELECT row FROM rows WHERE tbl = ? AND key = ?", (table, key)
+        ).fetchone()
+        return None if found is None else found[0]
+
+    def rows(self, table: str) -> Iterator[tuple[bytes, bytes]]:
+        """All rows of a table: key and row, ordered by the key's bytes."""
+        self._flush()
+        return iter(self._db.execute("SELECT key, row FROM rows WHERE tbl = ? ORDER BY key", (table,)))
