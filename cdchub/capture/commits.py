@@ -1,0 +1,402 @@
+"""Where each writer's commit ended, as LSNs of the outbox, read from the source's `-wal`.
+
+Two pages of every commit that writes to the outbox tell where it ended, and only where both say the
+same is it believed:
+
+- the outbox's last leaf: the rowid of its last cell is the last LSN (found by what an outbox row
+  looks like, since its page number changes as the outbox grows);
+- the page of `sqlite_sequence` that holds the outbox's row, which SQLite sets to that LSN.
+
+One alone would not do. `INSERT OR FAIL` that fails midway keeps its rows and leaves the sequence
+behind, so that the next commit would seem to have written them; and a user's table may look like an
+outbox. Where the two differ the answer is None, and the caller treats the snapshot as one commit.
+
+Parsing is pure (bytes in, values out); `CommitEnds` reads the file. Format: sqlite.org/fileformat2.html
+§1.6 (b-tree pages), §2.1 (records), §4.1 (WAL file). Checksums are not verified: they tell a
+recovery which frames are whole, but what a reader sees was written before the writer published it in
+the `-shm` (sqlite.org/walformat.html §2), and only frames up to the commit of a visible LSN are
+believed. What follows them may be torn, or rolled back and about to be overwritten; but LSNs there
+are above every visible one, so no commit of theirs is taken for one that was asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import struct
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from cdchub.capture.triggers import OUTBOX
+
+# Of bytes at an offset of the -wal, as many as there are.
+Read = Callable[[int, int], bytes]
+
+_HEADER = struct.Struct(">III4xQ8x")
+_HEADER_BYTES = _HEADER.size
+_FRAME_HEADER_BYTES = 24
+_MAGICS = (0x377F0682, 0x377F0683)
+_VERSION = 3007000
+_PAGE_SIZES = frozenset(1 << n for n in range(9, 17))
+
+_TABLE_LEAF = 0x0D
+_LEAF_HEADER_BYTES = 8
+
+# A first look is for one small commit; one that does not find its end reads on in larger pieces.
+_READ_BYTES_MIN = 64 << 10
+_READ_BYTES_MAX = 1 << 20
+
+# Serial types of integers and NULL, and how many bytes their values take (§2.1).
+_INTEGER_BYTES = {0: 0, 1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8, 8: 0, 9: 0}
+_VARINT = rb"[\x80-\xff]{0,8}[\x00-\x7f]"
+_INTEGER = rb"[\x00-\x06\x08\x09]"
+# A cell that starts as every row of the outbox does: length, rowid, length of the record's header,
+# and the types of lsn (NULL, since it is the rowid), tbl, op (one character, in UTF-8 or UTF-16),
+# rid, ts and nonce. These bytes are never on an overflow page: at least 35 of a record stay (§1.6).
+_OUTBOX_CELL = re.compile(
+    rb"%b(%b)(%b)\x00(%b)[\x0f\x11]%b{3}" % (_VARINT, _VARINT, _VARINT, _INTEGER, _INTEGER),
+    re.DOTALL,
+)
+# So is the value of op, if no more than this many bytes and an integer stand before it.
+_SHORT_HEADER_BYTES_MAX = 25
+_OPS = frozenset(b"cudb")
+
+# The outbox's name as a database of each encoding has it, with the first bytes of its record in
+# sqlite_sequence: the header's length, and the type of text of that length.
+_NAMES = tuple(
+    (name, bytes((3, 13 + 2 * len(name))))
+    for name in (OUTBOX.encode(code) for code in ("utf-8", "utf-16-le", "utf-16-be"))
+)
+
+
+# Parsing.
+
+
+@dataclass(frozen=True, slots=True)
+class Wal:
+    """What the -wal's header says. A WAL that was restarted has other salts."""
+
+    page_bytes: int
+    salts: int
+
+    @property
+    def frame_bytes(self) -> int:
+        return _FRAME_HEADER_BYTES + self.page_bytes
+
+
+@functools.cache
+def _frame(page_bytes: int) -> struct.Struct:
+    """Page number, pages after a commit (else 0), salts; of the page its type and cell count."""
+    return struct.Struct(f">IIQ8xB2xH{page_bytes - 5}x")
+
+
+def parse_header(header: bytes) -> Wal | None:
+    """None where no WAL begins: the file is empty, or this is none that we know."""
+    if len(header) < _HEADER_BYTES:
+        return None
+    magic, version, page_bytes, salts = _HEADER.unpack_from(header)
+    if magic not in _MAGICS or version != _VERSION or page_bytes not in _PAGE_SIZES:
+        return None
+    return Wal(page_bytes, salts)
+
+
+def parse_varint(data: bytes) -> int:
+    """A varint of at most 8 bytes, which is all that an LSN or a length will ever need."""
+    value = 0
+    for byte in data:
+        value = value << 7 | byte & 0x7F
+    return value
+
+
+def last_outbox_lsn(data: bytes, page: int, cells: int, page_bytes: int) -> int:
+    """The last rowid of the table leaf at `page` if that row looks like one of the outbox, or 0.
+
+    Every row of the outbox does; a row of another table may.
+    """
+    pointer = page + _LEAF_HEADER_BYTES + 2 * cells - 2
+    if not cells or pointer + 2 > page + page_bytes:
+        return 0
+    found = _OUTBOX_CELL.match(data, page + (data[pointer] << 8 | data[pointer + 1]))
+    if found is None:
+        return 0
+    rowid, header, table = found.groups()
+    if header[0] <= _SHORT_HEADER_BYTES_MAX:
+        op = found.start(2) + header[0] + _INTEGER_BYTES[table[0]]
+        if (data[op] or data[op + 1]) not in _OPS:
+            return 0
+    return parse_varint(rowid)
+
+
+def outbox_sequence(data: bytes, page: int, cells: int, page_bytes: int) -> int | None:
+    """The outbox's `seq` in the leaf of sqlite_sequence at `page`; None if it has no such row."""
+    pointers = page + _LEAF_HEADER_BYTES
+    end = page + page_bytes
+    for name, head in _NAMES:
+        at = data.find(name, pointers + 2 * cells, end)
+        while at >= 0:
+            size = _INTEGER_BYTES.get(data[at - 1], 0) if data[at - 1] else None
+            if size is not None and data[at - 3 : at - 1] == head:
+                # What was deleted may stay in the page, so a cell pointer must lead here. Before the
+                # record stand its length, in one byte, and the rowid in one to nine.
+                length = 3 + len(name) + size
+                for start in range(at - 5, at - 14, -1):
+                    if data[start] == length and _points(data, pointers, cells, start - page):
+                        value = data[at + len(name) : at + len(name) + size]
+                        if size == 0:
+                            return data[at - 1] - 8
+                        return int.from_bytes(value, "big", signed=True)
+            at = data.find(name, at + 1, end)
+    return None
+
+
+def _points(data: bytes, pointers: int, cells: int, target: int) -> bool:
+    """Whether one of the cell pointers, two bytes each, is `target`."""
+    if target < 0:
+        return False
+    wanted, end = target.to_bytes(2, "big"), pointers + 2 * cells
+    at = data.find(wanted, pointers, end)
+    while at >= 0 and (at - pointers) % 2:
+        at = data.find(wanted, at + 1, end)
+    return at >= 0
+
+
+class Commit(NamedTuple):
+    """One transaction in the -wal, from `begin` to `end`, and what its pages say of the outbox.
+
+    `lsn` is the last one, of those up to head, in any leaf that looks like the outbox's (0: none);
+    `above`: there are leaves with later ones. `sequence` is what the page that was asked for holds
+    (None: the page or the row is not there).
+    """
+
+    begin: int
+    end: int
+    lsn: int
+    above: bool
+    sequence: int | None
+
+
+def commits(read: Read, wal: Wal, offset: int, *, page: int, head: int) -> Iterator[Commit]:
+    """The transactions from `offset` on. If one wrote a page twice, the later frame holds."""
+    frame, frame_bytes, page_bytes = _frame(wal.page_bytes), wal.frame_bytes, wal.page_bytes
+    salts, read_bytes = wal.salts, _READ_BYTES_MIN
+    lsns: dict[int, int] = {}
+    begin, sequence = offset, None
+    while True:
+        wanted = max(1, read_bytes // frame_bytes) * frame_bytes
+        data = read(offset, wanted)
+        whole = len(data) // frame_bytes * frame_bytes
+        image = _FRAME_HEADER_BYTES
+        for number, commit, frame_salts, kind, cells in frame.iter_unpack(memoryview(data)[:whole]):
+            if frame_salts != salts:
+                return
+            lsn = 0
+            if kind == _TABLE_LEAF:
+                lsn = last_outbox_lsn(data, image, cells, page_bytes)
+                if number == page:
+                    sequence = outbox_sequence(data, image, cells, page_bytes)
+            if lsn:
+                lsns[number] = lsn
+            elif lsns:
+                lsns.pop(number, None)
+            image += frame_bytes
+            if commit:
+                end = offset + image - _FRAME_HEADER_BYTES
+                last, above = max(lsns.values(), default=0), False
+                if last > head:
+                    last, above = max((n for n in lsns.values() if n <= head), default=0), True
+                yield Commit(begin, end, last, above, sequence)
+                begin, sequence = end, None
+                lsns.clear()
+        if whole < wanted:
+            return
+        offset += whole
+        read_bytes = min(4 * read_bytes, _READ_BYTES_MAX)
+
+
+def page_with_sequence(read: Read, wal: Wal, commit: Commit, sequence: int) -> int | None:
+    """The leaf in which this commit set the outbox's row of sqlite_sequence to `sequence`.
+
+    For when it is not where it was: sqlite_sequence is more than one page if many tables have
+    AUTOINCREMENT, and a VACUUM moves it. That a page holds the right number is proof enough.
+    """
+    frame, frame_bytes = _frame(wal.page_bytes), wal.frame_bytes
+    found: dict[int, int | None] = {}
+    step = max(1, _READ_BYTES_MAX // frame_bytes) * frame_bytes
+    for offset in range(commit.begin, commit.end, step):
+        data = read(offset, min(step, commit.end - offset))
+        whole = len(data) // frame_bytes * frame_bytes
+        image = _FRAME_HEADER_BYTES
+        for number, _, _, kind, cells in frame.iter_unpack(memoryview(data)[:whole]):
+            leaf = kind == _TABLE_LEAF
+            found[number] = outbox_sequence(data, image, cells, wal.page_bytes) if leaf else None
+            image += frame_bytes
+    return next((number for number, value in found.items() if value == sequence), None)
+
+
+# Reading the file.
+
+
+@dataclass(slots=True)
+class _Place:
+    """How far one WAL was read: `offset` is after a commit that was visible, or at its first frame.
+
+    `ends` has the ends above `floor` of the commits before `offset`. `floor` is None as long as
+    commits of earlier WALs may have ended above any LSN we know.
+    """
+
+    wal: Wal
+    offset: int = _HEADER_BYTES
+    sequence: int | None = None
+    floor: int | None = None
+    ends: list[int] = field(default_factory=list)
+
+    @property
+    def last(self) -> int:
+        return self.ends[-1] if self.ends else self.floor or 0
+
+    def forget(self) -> None:
+        self.floor, self.sequence = None, None
+        self.ends.clear()
+
+    def drop(self, after: int) -> None:
+        """Nobody asks for ends up to `after` any more."""
+        if self.floor is not None and self.floor < after:
+            self.floor = after
+            del self.ends[: bisect_right(self.ends, after)]
+
+    def add(self, lsn: int, after: int) -> None:
+        """A commit ended at `lsn`. The first in a WAL only tells that all later ones are in it."""
+        if self.floor is None:
+            self.floor = max(lsn, after)
+        else:
+            self.ends.append(lsn)
+
+
+class CommitEnds:
+    """Where commits end, read from the -wal, and only from there.
+
+    A descriptor of the database or its -shm would drop SQLite's locks when it is closed
+    (sqlite.org/howtocorrupt.html §2.2); the -wal has none. Each call reads on where the last one
+    found a visible commit, and reads no further than the commit of `head`. The answer is all ends
+    or None, never some; it is None where
+
+    - the WAL was restarted, replaced or truncated since the last call, or is looked at for the
+      first time, and no commit up to `after` is in it;
+    - the outbox's last leaf and sqlite_sequence differ (see above), or its LSNs went back;
+    - it can't be read.
+
+    Even then an only change is an end: nothing else lies between `after` and `head`.
+    """
+
+    def __init__(self, wal: Path) -> None:
+        self._path = wal
+        self._descriptor: int | None = None
+        self._file = (0, 0)
+        self._place: _Place | None = None
+        self._page = 0
+
+    def upto(self, *, after: int, head: int, root_page: int, held: bool = False) -> list[int] | None:
+        """The LSNs in (after, head] at which a commit ended, ascending; the last one is `head`.
+
+        `head` is the last LSN in a read transaction that began after the last call. `held` says that
+        it is still open: then no commit after it can be in another WAL than the present one, so that
+        the next call has an answer even if this one has none. `root_page` is sqlite_sequence's.
+        """
+        try:
+            known = self._look()
+            ends = self._ends(after, head, root_page, sure=known or held)
+        except OSError:
+            self.close()
+            ends = None
+        if head == after + 1:
+            return [head]
+        return ends
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+        self._descriptor = self._place = None
+
+    def _look(self) -> bool:
+        """Finds out which WAL there is. True if it is the one of the last call."""
+        status = self._path.stat()
+        if self._descriptor is not None and self._file != (status.st_dev, status.st_ino):
+            self.close()
+        if self._descriptor is None:
+            self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            status = os.fstat(self._descriptor)
+            self._file = (status.st_dev, status.st_ino)
+        wal = parse_header(self._read(0, _HEADER_BYTES))
+        place = self._place
+        if place is not None and place.wal == wal and status.st_size >= place.offset:
+            return True
+        self._place = None if wal is None else _Place(wal)
+        return False
+
+    def _read(self, offset: int, size: int) -> bytes:
+        assert self._descriptor is not None
+        return os.pread(self._descriptor, size, offset)
+
+    def _ends(self, after: int, head: int, root_page: int, *, sure: bool) -> list[int] | None:
+        place = self._place
+        if place is None:
+            return [] if after == head else None
+        if place.last > head:
+            # The source was restored: LSNs are given out a second time.
+            place.forget()
+        place.drop(after)
+        whole, within = self._advance(place, after, head, root_page)
+        if parse_header(self._read(0, _HEADER_BYTES)) != place.wal:
+            # A restart writes the header first; so what we read may have been overwritten meanwhile.
+            self._place = None
+            return None
+        if place.floor is None and sure and within:
+            # The WAL was this one when the snapshot was taken, so all that follows it is in here.
+            place.floor = head
+        if after == head:
+            return []
+        if not whole or place.floor is None or after < place.floor or place.last != head:
+            return None
+        return place.ends[bisect_right(place.ends, after) :]
+
+    def _advance(self, place: _Place, after: int, head: int, root_page: int) -> tuple[bool, bool]:
+        """Reads on until the commit of `head`.
+
+        Returns whether what was read does not contradict itself, and whether no LSN was above `head`.
+        """
+        whole, within, sequence = True, True, place.sequence
+        page = self._page or root_page
+        offset: int | None = place.offset
+        while offset is not None and (place.floor is None or place.last < head):
+            start, offset = offset, None
+            for commit in commits(self._read, place.wal, start, page=page, head=head):
+                lsn, seen = commit.lsn, commit.sequence
+                within = within and not commit.above
+                if seen is not None:
+                    if seen > head:
+                        within = False
+                        break
+                    if sequence is not None and seen < sequence:
+                        place.forget()
+                        whole = False
+                    sequence = seen
+                if max(lsn, seen or 0) <= place.last:
+                    continue
+                if lsn != seen:
+                    found = page_with_sequence(self._read, place.wal, commit, lsn) if lsn else None
+                    if found is None:
+                        if max(lsn, seen or 0) > after:
+                            return False, within
+                        continue
+                    # From the next commit on, look for the row where it is now.
+                    self._page = page = found
+                    sequence, offset = lsn, commit.end
+                place.add(lsn, after)
+                place.offset, place.sequence = commit.end, sequence
+                if offset is not None or place.last >= head:
+                    break
+        return whole, within
