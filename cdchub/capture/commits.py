@@ -43,11 +43,11 @@ _MAGICS = (0x377F0682, 0x377F0683)
 _VERSION = 3007000
 _PAGE_SIZES = frozenset(1 << n for n in range(9, 17))
 
-_TABLE_LEAF = 0x0D
+_TABLE_INTERIOR, _TABLE_LEAF = 0x05, 0x0D
 _LEAF_HEADER_BYTES = 8
 
 # A first look is for one small commit; one that does not find its end reads on in larger pieces.
-_READ_BYTES_MIN = 64 << 10
+_READ_BYTES_MIN = 32 << 10
 _READ_BYTES_MAX = 1 << 20
 
 # Serial types of integers and NULL, and how many bytes their values take (§2.1).
@@ -90,8 +90,8 @@ class Wal:
 
 @functools.cache
 def _frame(page_bytes: int) -> struct.Struct:
-    """Page number, pages after a commit (else 0), salts; of the page its type and cell count."""
-    return struct.Struct(f">IIQ8xB2xH{page_bytes - 5}x")
+    """Page number, pages after a commit (else 0), salts; of the page type, cells, last child."""
+    return struct.Struct(f">IIQ8xB2xH3xI{page_bytes - 12}x")
 
 
 def parse_header(header: bytes) -> Wal | None:
@@ -131,73 +131,97 @@ def last_outbox_lsn(data: bytes, page: int, cells: int, page_bytes: int) -> int:
     return parse_varint(rowid)
 
 
-def outbox_sequence(data: bytes, page: int, cells: int, page_bytes: int) -> int | None:
-    """The outbox's `seq` in the leaf of sqlite_sequence at `page`; None if it has no such row."""
-    pointers = page + _LEAF_HEADER_BYTES
-    end = page + page_bytes
+def outbox_sequence(data: bytes, end: int, cells: int, page_bytes: int) -> int | None:
+    """The outbox's `seq` in the leaf of sqlite_sequence that ends at `end`; None without that row."""
+    page = end - page_bytes
     for name, head in _NAMES:
-        at = data.find(name, pointers + 2 * cells, end)
+        at = data.find(name, page, end)
         while at >= 0:
-            size = _INTEGER_BYTES.get(data[at - 1], 0) if data[at - 1] else None
-            if size is not None and data[at - 3 : at - 1] == head:
-                # What was deleted may stay in the page, so a cell pointer must lead here. Before the
-                # record stand its length, in one byte, and the rowid in one to nine.
-                length = 3 + len(name) + size
-                for start in range(at - 5, at - 14, -1):
-                    if data[start] == length and _points(data, pointers, cells, start - page):
-                        value = data[at + len(name) : at + len(name) + size]
-                        if size == 0:
-                            return data[at - 1] - 8
-                        return int.from_bytes(value, "big", signed=True)
+            size = _INTEGER_BYTES.get(data[at - 1]) if data[at - 3 : at - 1] == head else None
+            if size is not None and _is_cell(data, page, cells, at - 3, 3 + len(name) + size):
+                value = int.from_bytes(data[at + len(name) : at + len(name) + size], "big", signed=True)
+                # Types 8 and 9 are the numbers 0 and 1 themselves; type 0 is NULL, which is no LSN.
+                return value if size else max(0, data[at - 1] - 8)
             at = data.find(name, at + 1, end)
     return None
 
 
-def _points(data: bytes, pointers: int, cells: int, target: int) -> bool:
-    """Whether one of the cell pointers, two bytes each, is `target`."""
-    if target < 0:
-        return False
-    wanted, end = target.to_bytes(2, "big"), pointers + 2 * cells
-    at = data.find(wanted, pointers, end)
-    while at >= 0 and (at - pointers) % 2:
-        at = data.find(wanted, at + 1, end)
-    return at >= 0
+def _is_cell(data: bytes, page: int, cells: int, record: int, record_bytes: int) -> bool:
+    """Whether the record at `record` is a cell's: deleted ones may still lie in the page.
+
+    Before it stand its length, in one byte, and the rowid in one to nine; a pointer leads there.
+    """
+    pointers = page + _LEAF_HEADER_BYTES
+    for start in range(record - 2, max(pointers, record - 11), -1):
+        if data[start] == record_bytes:
+            pointer = (start - page).to_bytes(2, "big")
+            at = data.find(pointer, pointers, pointers + 2 * cells)
+            while at >= 0 and (at - pointers) % 2:
+                at = data.find(pointer, at + 1, pointers + 2 * cells)
+            if at >= 0:
+                return True
+    return False
 
 
 class Commit(NamedTuple):
     """One transaction in the -wal, from `begin` to `end`, and what its pages say of the outbox.
 
-    `lsn` is the last one, of those up to head, in any leaf that looks like the outbox's (0: none);
-    `above`: there are leaves with later ones. `sequence` is what the page that was asked for holds
-    (None: the page or the row is not there).
+    `lsns` has the last LSN of each leaf that looks like the outbox's, `children` the last child of
+    each interior page, `sequence` what the page that was asked for holds (None: no such page or row).
     """
 
     begin: int
     end: int
-    lsn: int
-    above: bool
+    lsns: dict[int, int]
+    children: set[int]
     sequence: int | None
 
+    def unproved(self, last: int, head: int, tails: frozenset[int]) -> int:
+        """The last LSN in (last, head] in what may be the outbox's last leaf; 0 if there is none.
 
-def commits(read: Read, wal: Wal, offset: int, *, page: int, head: int) -> Iterator[Commit]:
+        That leaf was in `tails` before, or it is new, and then its parent is here too. Any other is
+        free: ROLLBACK TO leaves rows in pages that were free before (their content is not kept).
+        """
+        return max(
+            (
+                lsn
+                for page, lsn in self.lsns.items()
+                if last < lsn <= head and (not tails or page in tails or page in self.children)
+            ),
+            default=0,
+        )
+
+    @property
+    def newest(self) -> int:
+        return max(self.lsns.values(), default=0)
+
+    def leaves(self, lsn: int) -> frozenset[int]:
+        return frozenset(page for page, last in self.lsns.items() if last == lsn)
+
+
+def commits(read: Read, wal: Wal, offset: int, *, page: int) -> Iterator[Commit]:
     """The transactions from `offset` on. If one wrote a page twice, the later frame holds."""
     frame, frame_bytes, page_bytes = _frame(wal.page_bytes), wal.frame_bytes, wal.page_bytes
     salts, read_bytes = wal.salts, _READ_BYTES_MIN
     lsns: dict[int, int] = {}
+    children: set[int] = set()
     begin, sequence = offset, None
     while True:
         wanted = max(1, read_bytes // frame_bytes) * frame_bytes
         data = read(offset, wanted)
         whole = len(data) // frame_bytes * frame_bytes
         image = _FRAME_HEADER_BYTES
-        for number, commit, frame_salts, kind, cells in frame.iter_unpack(memoryview(data)[:whole]):
+        frames = frame.iter_unpack(memoryview(data)[:whole])
+        for number, commit, frame_salts, kind, cells, child in frames:
             if frame_salts != salts:
                 return
             lsn = 0
             if kind == _TABLE_LEAF:
                 lsn = last_outbox_lsn(data, image, cells, page_bytes)
                 if number == page:
-                    sequence = outbox_sequence(data, image, cells, page_bytes)
+                    sequence = outbox_sequence(data, image + page_bytes, cells, page_bytes)
+            elif kind == _TABLE_INTERIOR:
+                children.add(child)
             if lsn:
                 lsns[number] = lsn
             elif lsns:
@@ -205,36 +229,30 @@ def commits(read: Read, wal: Wal, offset: int, *, page: int, head: int) -> Itera
             image += frame_bytes
             if commit:
                 end = offset + image - _FRAME_HEADER_BYTES
-                last, above = max(lsns.values(), default=0), False
-                if last > head:
-                    last, above = max((n for n in lsns.values() if n <= head), default=0), True
-                yield Commit(begin, end, last, above, sequence)
-                begin, sequence = end, None
-                lsns.clear()
+                yield Commit(begin, end, lsns, children, sequence)
+                begin, sequence, lsns, children = end, None, {}, set()
         if whole < wanted:
             return
         offset += whole
         read_bytes = min(4 * read_bytes, _READ_BYTES_MAX)
 
 
-def page_with_sequence(read: Read, wal: Wal, commit: Commit, sequence: int) -> int | None:
-    """The leaf in which this commit set the outbox's row of sqlite_sequence to `sequence`.
+def find_sequence(read: Read, wal: Wal, commit: Commit, last: int) -> tuple[int, int] | None:
+    """The leaf in which this commit set the outbox's row of sqlite_sequence above `last`, and to what.
 
     For when it is not where it was: sqlite_sequence is more than one page if many tables have
-    AUTOINCREMENT, and a VACUUM moves it. That a page holds the right number is proof enough.
+    AUTOINCREMENT, and a VACUUM moves it. That the outbox has such a last LSN is proof enough.
     """
-    frame, frame_bytes = _frame(wal.page_bytes), wal.frame_bytes
-    found: dict[int, int | None] = {}
-    step = max(1, _READ_BYTES_MAX // frame_bytes) * frame_bytes
-    for offset in range(commit.begin, commit.end, step):
-        data = read(offset, min(step, commit.end - offset))
-        whole = len(data) // frame_bytes * frame_bytes
-        image = _FRAME_HEADER_BYTES
-        for number, _, _, kind, cells in frame.iter_unpack(memoryview(data)[:whole]):
-            leaf = kind == _TABLE_LEAF
-            found[number] = outbox_sequence(data, image, cells, wal.page_bytes) if leaf else None
-            image += frame_bytes
-    return next((number for number, value in found.items() if value == sequence), None)
+    found: dict[int, int] = {}
+    for offset in range(commit.begin, commit.end, wal.frame_bytes):
+        data = read(offset, wal.frame_bytes)
+        if len(data) < wal.frame_bytes:
+            return None
+        number, _, _, kind, cells, _ = _frame(wal.page_bytes).unpack(data)
+        leaf = kind == _TABLE_LEAF
+        found[number] = outbox_sequence(data, len(data), cells, wal.page_bytes) or 0 if leaf else 0
+    proved = [item for item in found.items() if item[1] > last and commit.leaves(item[1])]
+    return proved[0] if proved else None
 
 
 # Reading the file.
@@ -253,18 +271,22 @@ class _Place:
     sequence: int | None = None
     floor: int | None = None
     ends: list[int] = field(default_factory=list)
+    # The outbox's last leaf at `last`, or several pages that may be it; none if it is not known.
+    tails: frozenset[int] = frozenset()
 
     @property
     def last(self) -> int:
         return self.ends[-1] if self.ends else self.floor or 0
 
     def forget(self) -> None:
-        self.floor, self.sequence = None, None
+        self.floor, self.sequence, self.tails = None, None, frozenset()
         self.ends.clear()
 
     def drop(self, after: int) -> None:
         """Nobody asks for ends up to `after` any more."""
         if self.floor is not None and self.floor < after:
+            if self.last < after:
+                self.tails = frozenset()
             self.floor = after
             del self.ends[: bisect_right(self.ends, after)]
 
@@ -368,35 +390,43 @@ class CommitEnds:
 
         Returns whether what was read does not contradict itself, and whether no LSN was above `head`.
         """
-        whole, within, sequence = True, True, place.sequence
-        page = self._page or root_page
+        whole, within, sequence, tails = True, True, place.sequence, place.tails
         offset: int | None = place.offset
         while offset is not None and (place.floor is None or place.last < head):
             start, offset = offset, None
-            for commit in commits(self._read, place.wal, start, page=page, head=head):
-                lsn, seen = commit.lsn, commit.sequence
-                within = within and not commit.above
+            for commit in commits(self._read, place.wal, start, page=self._page or root_page):
+                seen, last, newest = commit.sequence, place.last, commit.newest
+                within = within and newest <= head
                 if seen is not None:
                     if seen > head:
-                        within = False
-                        break
+                        return whole, False
                     if sequence is not None and seen < sequence:
                         place.forget()
-                        whole = False
+                        whole, last, tails = False, 0, frozenset()
                     sequence = seen
-                if max(lsn, seen or 0) <= place.last:
-                    continue
-                if lsn != seen:
-                    found = page_with_sequence(self._read, place.wal, commit, lsn) if lsn else None
-                    if found is None:
-                        if max(lsn, seen or 0) > after:
-                            return False, within
-                        continue
-                    # From the next commit on, look for the row where it is now.
-                    self._page = page = found
-                    sequence, offset = lsn, commit.end
-                place.add(lsn, after)
-                place.offset, place.sequence = commit.end, sequence
-                if offset is not None or place.last >= head:
+                ended, doubt = seen if seen is not None and seen > last else 0, 0
+                if newest != ended and (ended or newest > last):
+                    if not commit.leaves(ended) and commit.unproved(last, head, tails):
+                        found = find_sequence(self._read, place.wal, commit, last)
+                        if found is not None and found[1] <= head:
+                            # From the next commit on, look for the row where it is now.
+                            self._page, ended = found
+                            sequence, offset = ended, commit.end
+                    doubt = commit.unproved(max(last, ended), head, tails)
+                    if ended and not commit.leaves(ended):
+                        doubt = max(doubt, ended)
+                if doubt > after:
+                    # No answer this time; the next commit that is certain is a new beginning.
+                    place.forget()
+                    whole, tails = False, frozenset()
+                elif ended and not doubt:
+                    place.add(ended, after)
+                    place.offset, place.sequence = commit.end, sequence
+                    place.tails = tails = commit.leaves(ended)
+                    if place.last >= head:
+                        return whole, within
+                else:
+                    tails = commit.leaves(last) or tails
+                if offset is not None:
                     break
         return whole, within
