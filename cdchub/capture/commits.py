@@ -1,15 +1,11 @@
 """Where each writer's commit ended, as LSNs of the outbox, read from the source's `-wal`.
 
 Two pages of every commit that writes to the outbox tell where it ended, and only where both say the
-same is it believed:
-
-- the outbox's last leaf: the rowid of its last cell is the last LSN (found by what an outbox row
-  looks like, since its page number changes as the outbox grows);
-- the page of `sqlite_sequence` that holds the outbox's row, which SQLite sets to that LSN.
-
-One alone would not do. `INSERT OR FAIL` that fails midway keeps its rows and leaves the sequence
-behind, so that the next commit would seem to have written them; and a user's table may look like an
-outbox. Where the two differ the answer is None, and the caller treats the snapshot as one commit.
+same is it believed: the outbox's last leaf, whose last rowid is the last LSN (found by what a row of
+the outbox looks like, since its page number changes), and the leaf of `sqlite_sequence` with the
+outbox's row. One alone would not do. `INSERT OR FAIL` that fails midway keeps its rows and leaves the
+sequence behind, so that the next commit would seem to have written them; and a user's table may look
+like the outbox. Where the two differ there is no answer, and a snapshot is one commit to the caller.
 
 Parsing is pure (bytes in, values out); `CommitEnds` reads the file. Format: sqlite.org/fileformat2.html
 §1.6 (b-tree pages), §2.1 (records), §4.1 (WAL file). Checksums are not verified: they tell a
@@ -33,22 +29,19 @@ from typing import NamedTuple
 
 from cdchub.capture.triggers import OUTBOX
 
-# Of bytes at an offset of the -wal, as many as there are.
+# From an offset of the -wal this many bytes, or as many as there are.
 Read = Callable[[int, int], bytes]
 
 _HEADER = struct.Struct(">III4xQ8x")
 _HEADER_BYTES = _HEADER.size
 _FRAME_HEADER_BYTES = 24
-_MAGICS = (0x377F0682, 0x377F0683)
-_VERSION = 3007000
+_MAGICS, _VERSION = (0x377F0682, 0x377F0683), 3007000
 _PAGE_SIZES = frozenset(1 << n for n in range(9, 17))
-
 _TABLE_INTERIOR, _TABLE_LEAF = 0x05, 0x0D
 _LEAF_HEADER_BYTES = 8
 
 # A first look is for one small commit; one that does not find its end reads on in larger pieces.
-_READ_BYTES_MIN = 32 << 10
-_READ_BYTES_MAX = 1 << 20
+_READ_BYTES_MIN, _READ_BYTES_MAX = 32 << 10, 1 << 20
 
 # Serial types of integers and NULL, and how many bytes their values take (§2.1).
 _INTEGER_BYTES = {0: 0, 1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8, 8: 0, 9: 0}
@@ -63,7 +56,7 @@ _OUTBOX_CELL = re.compile(
 )
 # So is the value of op, if no more than this many bytes and an integer stand before it.
 _SHORT_HEADER_BYTES_MAX = 25
-_OPS = frozenset(b"cudb")
+_OPS = frozenset((b"c", b"u", b"d", b"b"))
 
 # The outbox's name as a database of each encoding has it, with the first bytes of its record in
 # sqlite_sequence: the header's length, and the type of text of that length.
@@ -73,19 +66,11 @@ _NAMES = tuple(
 )
 
 
-# Parsing.
-
-
-@dataclass(frozen=True, slots=True)
-class Wal:
+class Wal(NamedTuple):
     """What the -wal's header says. A WAL that was restarted has other salts."""
 
     page_bytes: int
     salts: int
-
-    @property
-    def frame_bytes(self) -> int:
-        return _FRAME_HEADER_BYTES + self.page_bytes
 
 
 @functools.cache
@@ -113,10 +98,7 @@ def parse_varint(data: bytes) -> int:
 
 
 def last_outbox_lsn(data: bytes, page: int, cells: int, page_bytes: int) -> int:
-    """The last rowid of the table leaf at `page` if that row looks like one of the outbox, or 0.
-
-    Every row of the outbox does; a row of another table may.
-    """
+    """The last rowid of the leaf at `page` if that row looks like one of the outbox, or 0."""
     pointer = page + _LEAF_HEADER_BYTES + 2 * cells - 2
     if not cells or pointer + 2 > page + page_bytes:
         return 0
@@ -126,7 +108,7 @@ def last_outbox_lsn(data: bytes, page: int, cells: int, page_bytes: int) -> int:
     rowid, header, table = found.groups()
     if header[0] <= _SHORT_HEADER_BYTES_MAX:
         op = found.start(2) + header[0] + _INTEGER_BYTES[table[0]]
-        if (data[op] or data[op + 1]) not in _OPS:
+        if data[op : op + 2].lstrip(b"\x00")[:1] not in _OPS:
             return 0
     return parse_varint(rowid)
 
@@ -182,18 +164,9 @@ class Commit(NamedTuple):
         That leaf was in `tails` before, or it is new, and then its parent is here too. Any other is
         free: ROLLBACK TO leaves rows in pages that were free before (their content is not kept).
         """
-        return max(
-            (
-                lsn
-                for page, lsn in self.lsns.items()
-                if last < lsn <= head and (not tails or page in tails or page in self.children)
-            ),
-            default=0,
-        )
-
-    @property
-    def newest(self) -> int:
-        return max(self.lsns.values(), default=0)
+        pages = self.children | tails if tails else self.lsns.keys()
+        lsns = (lsn for page, lsn in self.lsns.items() if page in pages)
+        return max((lsn for lsn in lsns if last < lsn <= head), default=0)
 
     def leaves(self, lsn: int) -> frozenset[int]:
         return frozenset(page for page, last in self.lsns.items() if last == lsn)
@@ -201,8 +174,8 @@ class Commit(NamedTuple):
 
 def commits(read: Read, wal: Wal, offset: int, *, page: int) -> Iterator[Commit]:
     """The transactions from `offset` on. If one wrote a page twice, the later frame holds."""
-    frame, frame_bytes, page_bytes = _frame(wal.page_bytes), wal.frame_bytes, wal.page_bytes
-    salts, read_bytes = wal.salts, _READ_BYTES_MIN
+    (page_bytes, salts), frame, read_bytes = wal, _frame(wal.page_bytes), _READ_BYTES_MIN
+    frame_bytes = frame.size
     lsns: dict[int, int] = {}
     children: set[int] = set()
     begin, sequence = offset, None
@@ -244,18 +217,16 @@ def find_sequence(read: Read, wal: Wal, commit: Commit, last: int) -> tuple[int,
     AUTOINCREMENT, and a VACUUM moves it. That the outbox has such a last LSN is proof enough.
     """
     found: dict[int, int] = {}
-    for offset in range(commit.begin, commit.end, wal.frame_bytes):
-        data = read(offset, wal.frame_bytes)
-        if len(data) < wal.frame_bytes:
+    frame = _frame(wal.page_bytes)
+    for offset in range(commit.begin, commit.end, frame.size):
+        data = read(offset, frame.size)
+        if len(data) < frame.size:
             return None
-        number, _, _, kind, cells, _ = _frame(wal.page_bytes).unpack(data)
+        number, _, _, kind, cells, _ = frame.unpack(data)
         leaf = kind == _TABLE_LEAF
         found[number] = outbox_sequence(data, len(data), cells, wal.page_bytes) or 0 if leaf else 0
     proved = [item for item in found.items() if item[1] > last and commit.leaves(item[1])]
     return proved[0] if proved else None
-
-
-# Reading the file.
 
 
 @dataclass(slots=True)
@@ -334,9 +305,7 @@ class CommitEnds:
         except OSError:
             self.close()
             ends = None
-        if head == after + 1:
-            return [head]
-        return ends
+        return [head] if head == after + 1 else ends
 
     def close(self) -> None:
         if self._descriptor is not None:
@@ -352,8 +321,7 @@ class CommitEnds:
             self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
             status = os.fstat(self._descriptor)
             self._file = (status.st_dev, status.st_ino)
-        wal = parse_header(self._read(0, _HEADER_BYTES))
-        place = self._place
+        wal, place = parse_header(self._read(0, _HEADER_BYTES)), self._place
         if place is not None and place.wal == wal and status.st_size >= place.offset:
             return True
         self._place = None if wal is None else _Place(wal)
@@ -386,16 +354,14 @@ class CommitEnds:
         return place.ends[bisect_right(place.ends, after) :]
 
     def _advance(self, place: _Place, after: int, head: int, root_page: int) -> tuple[bool, bool]:
-        """Reads on until the commit of `head`.
-
-        Returns whether what was read does not contradict itself, and whether no LSN was above `head`.
-        """
+        """Reads on to the commit of `head`. Is what was read coherent, and no LSN above `head`?"""
         whole, within, sequence, tails = True, True, place.sequence, place.tails
         offset: int | None = place.offset
         while offset is not None and (place.floor is None or place.last < head):
             start, offset = offset, None
             for commit in commits(self._read, place.wal, start, page=self._page or root_page):
-                seen, last, newest = commit.sequence, place.last, commit.newest
+                seen, last = commit.sequence, place.last
+                newest = max(commit.lsns.values(), default=0)
                 within = within and newest <= head
                 if seen is not None:
                     if seen > head:
@@ -422,7 +388,7 @@ class CommitEnds:
                 elif ended and not doubt:
                     place.add(ended, after)
                     place.offset, place.sequence = commit.end, sequence
-                    place.tails = tails = commit.leaves(ended)
+                    place.tails = tails = commit.leaves(place.last)
                     if place.last >= head:
                         return whole, within
                 else:
