@@ -156,6 +156,15 @@ class Catalog:
             return list(self.tables)
         return [self._by_name[fold_name(n)] for n in selection.tables if fold_name(n) in self._by_name]
 
+    def room_columns(self, selection: Selection) -> dict[str, tuple[str, SqliteValue]]:
+        """Like `rooms`, with the name of the room column."""
+        values = self.rooms(selection)
+        return {
+            table.name: (table.room, values[table.name])
+            for table in self.tables
+            if table.room is not None and table.name in values
+        }
+
     def rooms(self, selection: Selection) -> dict[str, SqliteValue]:
         """By table, the value that its room column must have; tables sent whole are not in it."""
         if selection.room is None:

@@ -12,6 +12,7 @@ import math
 from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
 from enum import Enum
+from typing import Any
 
 import msgspec
 
@@ -110,7 +111,12 @@ class _TransactionMark(msgspec.Struct):
     commit: bool
 
 
+class _NewRow(msgspec.Struct):
+    newValue: dict[str, Any] | None
+
+
 _encoder = msgspec.json.Encoder()
+_row_decoder = msgspec.json.Decoder(_NewRow)
 _raw_decoder = msgspec.json.Decoder(_RawChange)
 _mark_decoder = msgspec.json.Decoder(_TransactionMark)
 _NULL = msgspec.Raw(b"null")
@@ -203,6 +209,19 @@ def encode_lines(changes: Sequence[object]) -> list[bytes]:
     """Changes (`WireChange`, or JSON that is there already) as lines, in one call."""
     # JSON has no raw line feed: in a string it is written \\n (RFC 8259 §7).
     return _encoder.encode_lines(changes).split(b"\n")[:-1]
+
+
+def as_commit(data: bytes) -> bytes:
+    """A change as the last one of its transaction."""
+    change = _raw_decoder.decode(data)
+    change.commit = True
+    return _encoder.encode(change)
+
+
+def new_value(data: bytes, column: str) -> SqliteValue:
+    """One column of a change's `newValue`; NULL where it has none."""
+    row = _row_decoder.decode(data).newValue or {}
+    return from_wire(row.get(column))
 
 
 def moved_in(data: bytes) -> bytes:

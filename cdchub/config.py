@@ -76,6 +76,8 @@ class StreamConfig:
     page_bytes: int = 256 * 2**10
     # A position that this node has not reached yet waits so long before it counts as ahead.
     ahead_wait_s: float = 10.0
+    # `since=beginning` waits so long for the base snapshot of a history that has just begun.
+    base_wait_s: float = 30.0
     subscribers_max: int = 10_000
     # Open streams end spread over this window at shutdown.
     drain_s: float = 3.0

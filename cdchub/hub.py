@@ -124,7 +124,13 @@ class Hub:
         threads = ThreadPoolExecutor(config.log.reader_threads, thread_name_prefix="cdchub-log")
         stack.callback(reader.close)
         stack.callback(threads.shutdown)
-        self.spools = Spools(self.paths, config.snapshot, anchor=lambda: self.core.present.anchor)
+        self.spools = Spools(
+            self.paths,
+            config.snapshot,
+            log=reader,
+            anchor=lambda: self.core.present.anchor,
+            catalog=lambda: self.core.present.catalog,
+        )
         stack.push_async_callback(self.spools.close)
         present = Present(
             history=self._history,
@@ -134,6 +140,7 @@ class Hub:
                 head_lsn=self._history.state.present.head_lsn,
             ),
             log=_LogPages(reader, threads),
+            with_bases=config.base.enabled,
         )
         self.core = Core(config.stream, present, snapshots=self.spools, taken=self._tailer.accepted)
         self.writer = SourceWriterThread(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +18,11 @@ from functools import partial
 from cdchub.capture.connection import SourcePaths
 from cdchub.capture.outbox import Anchor
 from cdchub.capture.snapshot import SnapshotStale, SnapshotTooSlow, Spool, take_snapshot
-from cdchub.catalog import Selection, SnapshotFormat
+from cdchub.catalog import Catalog, Selection, SnapshotFormat
 from cdchub.config import SnapshotConfig
 from cdchub.errors import Overloaded
-from cdchub.log.protocol import Cursor
+from cdchub.log import LogReader
+from cdchub.log.protocol import BaseInfo, Cursor, Expired
 
 # How long to wait for the tailer to notice that the source was replaced under a snapshot.
 _STALE_WAIT_S = 0.1
@@ -70,15 +72,20 @@ class _Shared:
 
 
 class Spools:
-    """`anchor` gives the cursor of the head that subscribers see, and its row's nonce."""
+    """`anchor` gives the cursor of the head that subscribers see, and its row's nonce; `catalog`
+    what is captured now."""
 
     def __init__(
         self,
         paths: SourcePaths,
         config: SnapshotConfig,
         *,
+        log: LogReader,
         anchor: Callable[[], tuple[Cursor, int | None]],
+        catalog: Callable[[], Catalog],
     ) -> None:
+        self._log = log
+        self._catalog = catalog
         self._paths = paths
         self._config = config
         self._anchor = anchor
@@ -111,6 +118,47 @@ class Spools:
             finally:
                 shared.readers -= 1
                 shared.free_if_done()
+
+    @asynccontextmanager
+    async def open_base(self, selection: Selection) -> AsyncIterator[OpenSpool]:
+        """The log's oldest base snapshot of the present epoch, as SNAPSHOT changes.
+
+        Raises `Overloaded`, sqlite3's errors or OSError.
+        """
+        spool, epoch_number = await asyncio.get_running_loop().run_in_executor(
+            self._threads, partial(self._read_base, selection)
+        )
+        try:
+            yield OpenSpool(spool, epoch_number, self._config.chunk_bytes)
+        finally:
+            spool.close()
+
+    def _read_base(self, selection: Selection) -> tuple[Spool, int]:
+        for _ in range(self._config.attempts):
+            present = self._log.state().present
+            bases = [base for base in self._log.bases() if base.epoch == present.number]
+            if not bases:
+                break
+            try:
+                return self._spool_base(bases[0], selection), present.number
+            except Expired:
+                # Retention has just moved on to the next one.
+                continue
+        raise Overloaded("the log has no base snapshot now; try again in a moment")
+
+    def _spool_base(self, base: BaseInfo, selection: Selection) -> Spool:
+        """The base's rows in a file of their own, so that a slow client doesn't hold the log."""
+        catalog = self._catalog()
+        tables = tuple(table.name for table in catalog.chosen(selection))
+        file = tempfile.TemporaryFile(dir=self._paths.database.parent)  # noqa: SIM115
+        try:
+            for lines in self._log.base_changes(base, tables, catalog.room_columns(selection)):
+                file.write(lines)
+            file.flush()
+            return Spool(base.lsn, tables, file, file.tell())
+        except BaseException:
+            file.close()
+            raise
 
     async def close(self) -> None:
         for key, shared in list(self._shared.items()):

@@ -1,15 +1,11 @@
 """Where each writer's commit ended, as LSNs of the outbox, read from the source's `-wal`.
 
 Two pages of every commit that writes to the outbox tell where it ended, and only where both say the
-same is it believed:
-
-- the outbox's last leaf: the rowid of its last cell is the last LSN (found by what an outbox row
-  looks like, since its page number changes as the outbox grows);
-- the page of `sqlite_sequence` that holds the outbox's row, which SQLite sets to that LSN.
-
-One alone would not do. `INSERT OR FAIL` that fails midway keeps its rows and leaves the sequence
-behind, so that the next commit would seem to have written them; and a user's table may look like an
-outbox. Where the two differ the answer is None, and the caller treats the snapshot as one commit.
+same is it believed: the outbox's last leaf, whose last rowid is the last LSN (found by what a row of
+the outbox looks like, since its page number changes), and the leaf of `sqlite_sequence` with the
+outbox's row. One alone would not do. `INSERT OR FAIL` that fails midway keeps its rows and leaves the
+sequence behind, so that the next commit would seem to have written them; and a user's table may look
+like the outbox. Where the two differ there is no answer, and a snapshot is one commit to the caller.
 
 Parsing is pure (bytes in, values out); `CommitEnds` reads the file. Format: sqlite.org/fileformat2.html
 §1.6 (b-tree pages), §2.1 (records), §4.1 (WAL file). Checksums are not verified: they tell a
@@ -70,9 +66,6 @@ _NAMES = tuple(
 )
 
 
-# Parsing.
-
-
 class Wal(NamedTuple):
     """What the -wal's header says. A WAL that was restarted has other salts."""
 
@@ -105,10 +98,7 @@ def parse_varint(data: bytes) -> int:
 
 
 def last_outbox_lsn(data: bytes, page: int, cells: int, page_bytes: int) -> int:
-    """The last rowid of the table leaf at `page` if that row looks like one of the outbox, or 0.
-
-    Every row of the outbox does; a row of another table may.
-    """
+    """The last rowid of the leaf at `page` if that row looks like one of the outbox, or 0."""
     pointer = page + _LEAF_HEADER_BYTES + 2 * cells - 2
     if not cells or pointer + 2 > page + page_bytes:
         return 0
@@ -239,9 +229,6 @@ def find_sequence(read: Read, wal: Wal, commit: Commit, last: int) -> tuple[int,
     return proved[0] if proved else None
 
 
-# Reading the file.
-
-
 @dataclass(slots=True)
 class _Place:
     """How far one WAL was read: `offset` is after a commit that was visible, or at its first frame.
@@ -367,10 +354,7 @@ class CommitEnds:
         return place.ends[bisect_right(place.ends, after) :]
 
     def _advance(self, place: _Place, after: int, head: int, root_page: int) -> tuple[bool, bool]:
-        """Reads on until the commit of `head`.
-
-        Returns whether what was read does not contradict itself, and whether no LSN was above `head`.
-        """
+        """Reads on to the commit of `head`. Is what was read coherent, and no LSN above `head`?"""
         whole, within, sequence, tails = True, True, place.sequence, place.tails
         offset: int | None = place.offset
         while offset is not None and (place.floor is None or place.last < head):

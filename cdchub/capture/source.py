@@ -39,6 +39,7 @@ class Source:
         self._counters = counters
         self._inode = paths.database.stat().st_ino
         self.connection = open_source(paths)
+        self._commit_ends = CommitEnds(paths.wal)
         self._closed = False
         try:
             require_wal(self.connection, paths)
@@ -47,7 +48,6 @@ class Source:
         except BaseException:
             self.close()
             raise
-        self._commit_ends = CommitEnds(paths.wal)
         self.schema_version = -1
         self.begin(Tail(0, None, None))
 
@@ -66,13 +66,14 @@ class Source:
         if not self._closed:
             self._closed = True
             self.connection.close()
+            self._commit_ends.close()
 
     def abandon(self) -> None:
         """Closes without touching the files, which are somebody else's by now."""
         if not self._closed:
             self._closed = True
             self.connection.abandon()
-        self._commit_ends.close()
+            self._commit_ends.close()
 
     # What is captured.
 
@@ -101,6 +102,9 @@ class Source:
 
     def begin(self, tail: Tail) -> None:
         """Reading goes on behind the log's tail."""
+        # Of another history it would tell wrong ends.
+        self._commit_ends.close()
+        self._commit_ends = CommitEnds(self._paths.wal)
         self._transactions = Transactions(head_lsn=tail.lsn)
         pruned_lsn = tail.lsn
         if tail.data is not None:
@@ -127,7 +131,9 @@ class Source:
         known_lsn = self._transactions.known_lsn
         if head_lsn <= known_lsn:
             return
-        ends = self._commit_ends.upto(after=known_lsn, head=head_lsn, root_page=self._sequence_page)
+        ends = self._commit_ends.upto(
+            after=known_lsn, head=head_lsn, root_page=self._sequence_page, held=True
+        )
         if ends is None:
             self._counters.commits_merged += 1
         else:

@@ -74,6 +74,8 @@ class Follower:
         self._start(since)
         if snapshot:
             yield from self._snapshot()
+        elif isinstance(since, Beginning):
+            yield from self._base()
         wake = Wake(self._paths, poll_s=_POLL_S) if follow else None
         try:
             if wake is not None:
@@ -103,7 +105,7 @@ class Follower:
 
     def _load(self) -> None:
         captured = install.load(self._connection)
-        catalog = captured.catalog()
+        catalog = self._catalog = captured.catalog()
         self._selection: Selection = catalog.select(catalog.names(self._tables or ["*"]), self._room)
         self._matcher = Matcher(self._selection, catalog)
         self._decoder = Decoder(captured)
@@ -156,6 +158,18 @@ class Follower:
         finally:
             spool.close()
         self._cursor, self._nonce = Cursor(self._cursor.epoch, spool.lsn), None
+
+    def _base(self) -> Iterator[bytes | Note]:
+        """The log's base snapshot, where it has one."""
+        state = self._log_state()
+        if state is None or self._reader is None or state.present.base_lsn is None:
+            return
+        bases = [base for base in self._reader.bases() if base.epoch == state.present.number]
+        tables = [table.name for table in self._catalog.chosen(self._selection)]
+        rooms = self._catalog.room_columns(self._selection)
+        for lines in self._reader.base_changes(bases[0], tables, rooms):
+            yield from lines.splitlines()
+        self._cursor, self._nonce = Cursor(state.present.number, bases[0].lsn), None
 
     def _read_all(self) -> Iterator[bytes | Note]:
         """Everything from the cursor to the present."""

@@ -5,12 +5,13 @@ from cdchub.fanout.core import Core
 from cdchub.fanout.feed import Feed, Framer, Matcher
 from cdchub.fanout.ports import LogPages, Sink, Snapshots, SnapshotStream
 from cdchub.fanout.present import Present
-from cdchub.fanout.subscriber import Gone, View, resolve
+from cdchub.fanout.subscriber import FromBase, Gone, View, resolve
 
 __all__ = [
     "Core",
     "Feed",
     "Framer",
+    "FromBase",
     "Gone",
     "LogPages",
     "Matcher",

@@ -20,6 +20,7 @@ from cdchub.fanout.ports import Sink, Snapshots, SnapshotStream
 from cdchub.fanout.present import Present
 from cdchub.fanout.subscriber import (
     AwaitLog,
+    FromBase,
     GoLive,
     Gone,
     SubscriberEvent,
@@ -30,6 +31,9 @@ from cdchub.fanout.subscriber import (
 from cdchub.log.protocol import Cursor, Narrowing
 
 logger = logging.getLogger("cdchub.fanout")
+
+
+Start = Cursor | Gone | FromBase | None
 
 
 class Subscriber:
@@ -81,8 +85,11 @@ class CatchUp:
         self._retry_ms = retry_ms
         self._await_until_s: float | None = None
 
-    async def run(self, start: Cursor | Gone | None) -> None:
-        """From a cursor; after a reset; or (None) with a snapshot. Raises `StreamEnded`."""
+    async def run(self, start: Start) -> None:
+        """From a cursor or the base; after a reset; or (None) with a snapshot.
+
+        Raises `StreamEnded`.
+        """
         subscriber = self._subscriber
         match start:
             case Cursor():
@@ -90,6 +97,8 @@ class CatchUp:
                 subscriber.has_position = True
             case Gone(reason):
                 await self._reset(reason)
+            case FromBase():
+                await self._send_base()
             case None:
                 await self._send_snapshot(subscriber.feed.selection)
         while True:
@@ -217,6 +226,21 @@ class CatchUp:
         )
 
     # Snapshots.
+
+    async def _send_base(self) -> None:
+        """Sends the log's base snapshot; without one, its changes from the oldest on."""
+        subscriber = self._subscriber
+        with contextlib.suppress(TimeoutError):
+            # A new history's base is still being read.
+            async with asyncio.timeout(self._config.base_wait_s):
+                while self._present.base_is_coming:
+                    await self._present.moved()
+        if self._present.view.log.present.base_lsn is None:
+            subscriber.cursor = self._present.beginning
+        else:
+            async with self._snapshots.open_base(subscriber.feed.selection) as base:
+                await self._send_rows(subscriber.feed.selection, base)
+        subscriber.has_position = True
 
     async def _send_snapshot(self, selection: Selection, *, after_break: bool = False) -> None:
         """Sends the present rows of `selection`, which may be some of the subscription's tables."""

@@ -22,11 +22,11 @@ from cdchub.catalog import Selection
 from cdchub.change import ChangeType, Entry
 from cdchub.config import StreamConfig
 from cdchub.errors import CdchubError, Overloaded
-from cdchub.fanout.catchup import CatchUp, StreamEnded, Subscriber
+from cdchub.fanout.catchup import CatchUp, Start, StreamEnded, Subscriber
 from cdchub.fanout.feed import Feed, FrameOnce, Framer
 from cdchub.fanout.ports import Sink, Snapshots
 from cdchub.fanout.present import Present
-from cdchub.fanout.subscriber import Gone, SubscriberEvent, SubscriberState
+from cdchub.fanout.subscriber import SubscriberEvent, SubscriberState
 from cdchub.log.protocol import Appended, Cursor, Delivery, HistoryChanged, SchemaChanged
 from cdchub.position import Position
 
@@ -149,12 +149,12 @@ class Core:
         selection: Selection,
         framer: Framer,
         sink: Sink,
-        start: Cursor | Gone | None,
+        start: Start,
         *,
         snapshot: bool,
         transport: str,
     ) -> Subscriber:
-        """Begins a stream at a cursor; after a reset (`Gone`); or with a snapshot (None).
+        """Begins a stream at a cursor or the base; after a reset (`Gone`); or with a snapshot (None).
 
         Raises `Overloaded` while the hub drains or has as many subscribers as it takes.
         """
@@ -242,12 +242,12 @@ class Core:
         subscriber.cursor = cursor
         self._begin_catch_up(subscriber, cursor)
 
-    def _begin_catch_up(self, subscriber: Subscriber, start: Cursor | Gone | None) -> None:
+    def _begin_catch_up(self, subscriber: Subscriber, start: Start) -> None:
         assert self._tasks is not None, "the core runs before anybody subscribes"
         self._others.add(subscriber)
         subscriber.task = self._tasks.create_task(self._bring_up(subscriber, start))
 
-    async def _bring_up(self, subscriber: Subscriber, start: Cursor | Gone | None) -> None:
+    async def _bring_up(self, subscriber: Subscriber, start: Start) -> None:
         """The life of a subscriber that is not live, with every way it can end."""
         catch_up = CatchUp(
             subscriber,

@@ -51,6 +51,10 @@ class Snapshots(Protocol):
         """
         ...
 
+    def open_base(self, selection: Selection) -> contextlib.AbstractAsyncContextManager[SnapshotStream]:
+        """The oldest base snapshot of the present epoch, which must have one."""
+        ...
+
 
 class LogPages(Protocol):
     """The log, read off the loop."""

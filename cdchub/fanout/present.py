@@ -19,8 +19,18 @@ from cdchub.position import Position
 
 
 class Present:
-    def __init__(self, *, history: HistoryChanged, catalog: Catalog, ring: Ring, log: LogPages) -> None:
+    def __init__(
+        self,
+        *,
+        history: HistoryChanged,
+        catalog: Catalog,
+        ring: Ring,
+        log: LogPages,
+        with_bases: bool = True,
+    ) -> None:
+        """`with_bases`: a history without a base snapshot is about to get one."""
         self.catalog = catalog
+        self._with_bases = with_bases
         self._state = history.state
         self._head_nonce = history.head_nonce
         self._ring = ring
@@ -46,6 +56,15 @@ class Present:
     def oldest(self) -> Position:
         """The lowest position of the present epoch that can be served."""
         return self._state.present.position(self._state.present.floor_lsn)
+
+    @property
+    def beginning(self) -> Cursor:
+        """`oldest`, as a cursor."""
+        return Cursor(self._state.present.number, self._state.present.floor_lsn)
+
+    @property
+    def base_is_coming(self) -> bool:
+        return self._with_bases and self._state.present.base_lsn is None
 
     @property
     def anchor(self) -> tuple[Cursor, int | None]:

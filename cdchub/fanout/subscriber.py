@@ -84,6 +84,11 @@ class Gone:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class FromBase:
+    """Begin with the log's base snapshot, where it has one."""
+
+
 Step = ReadRing | ReadLog | GoLive | AwaitLog | Gone
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from cdchub.change import Entry
+from cdchub.change import Entry, SqliteValue, as_commit, new_value
 from cdchub.log import bases
 from cdchub.log.entries import read_entries
 from cdchub.log.file import open_read_only, read_state
 from cdchub.log.protocol import BaseInfo, Cursor, Expired, LogState, Narrowing, Page
+from cdchub.log.replay import replica_at
+from cdchub.log.replica import Replica
 
 
 class LogReader:
@@ -61,19 +63,39 @@ class LogReader:
         """The complete base snapshots, oldest first."""
         return bases.read_bases(self._connection())
 
-    def base_lines(
-        self, base: BaseInfo, tables: tuple[str, ...] | None
-    ) -> Iterator[tuple[str, list[bytes]]]:
-        """A base's rows as SNAPSHOT changes, some lines of one table at a time.
+    def base_changes(
+        self, base: BaseInfo, tables: Sequence[str], rooms: Mapping[str, tuple[str, SqliteValue]]
+    ) -> Iterator[bytes]:
+        """A base's rows as SNAPSHOT changes, some lines at a time: one transaction.
 
-        Raises `Expired` where retention has dropped it. The log is held back while this is read.
+        `rooms`: by table, the (room column, value) that its rows must have. Raises `Expired` where
+        retention has dropped the base. The log is held back while this is read.
         """
         db = self._connection()
+        held: list[bytes] = []
         db.execute("BEGIN")
         try:
             if all(known.id != base.id for known in bases.read_bases(db)):
                 raise Expired(f"the base snapshot at LSN {base.lsn} is gone")
-            yield from bases.read_chunks(db, base.id, tables)
+            for table, lines in bases.read_chunks(db, base.id, tables):
+                kept = lines
+                if table in rooms:
+                    column, wanted = rooms[table]
+                    kept = [line for line in lines if new_value(line, column) == wanted]
+                if kept:
+                    yield b"\n".join([*held, *kept[:-1], b""])
+                    held = kept[-1:]
+            for line in held:
+                yield as_commit(line) + b"\n"
+        finally:
+            db.execute("COMMIT")
+
+    def replica(self, at: Cursor, *, tables: Sequence[str] | None = None) -> Replica | None:
+        """The tables as they were at a cursor; None where no base snapshot reaches back so far."""
+        db = self._connection()
+        db.execute("BEGIN")
+        try:
+            return replica_at(db, at.epoch, at.lsn, tables=tables)
         finally:
             db.execute("COMMIT")
 

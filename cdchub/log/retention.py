@@ -73,8 +73,9 @@ def _aged(db: sqlite3.Connection, oldest: EpochInfo, before_ms: int) -> int:
     # The first block that is young enough ends the count: writers' clocks may step back, and an
     # entry is never let go before all that precede it.
     row = db.execute(
-        "SELECT id FROM blocks WHERE id BETWEEN ? AND ? AND ts >= ? ORDER BY id LIMIT 1",
-        (key_of(oldest.number, oldest.floor_lsn), key_of(oldest.number, LSN_MAX), before_ms),
+        "SELECT id FROM blocks WHERE id BETWEEN ? AND ? AND last_lsn > ? AND ts >= ?"
+        " ORDER BY id LIMIT 1",
+        (key_of(oldest.number, 0), key_of(oldest.number, LSN_MAX), oldest.floor_lsn, before_ms),
     ).fetchone()
     if row is None:
         return oldest.head_lsn - oldest.floor_lsn

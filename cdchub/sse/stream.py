@@ -18,9 +18,9 @@ from starlette.types import Receive, Scope, Send
 from cdchub.catalog import Selection
 from cdchub.config import StreamConfig
 from cdchub.errors import NotImplementedYet, PassingRefusal, ValidationFailed
-from cdchub.fanout import Core, Gone, Subscriber, resolve
+from cdchub.fanout import Core, FromBase, Gone, Subscriber, resolve
 from cdchub.log.protocol import Cursor
-from cdchub.position import Now, Since, parse_position, parse_since
+from cdchub.position import Beginning, Now, Since, parse_position, parse_since
 from cdchub.sse.events import SseFramer, refusal
 
 logger = logging.getLogger("cdchub.sse")
@@ -132,7 +132,7 @@ class StreamEndpoint:
             raise ValidationFailed({"snapshot": "snapshot is 1, or left out"})
         return selection, snapshot == "1"
 
-    def _start(self, request: Request, *, snapshot: bool) -> Cursor | Gone | None:
+    def _start(self, request: Request, *, snapshot: bool) -> Cursor | Gone | FromBase | None:
         """Where to begin: Last-Event-ID wins over `since`; None means with a snapshot."""
         query = request.query_params
         text = query.get("since", query.get("startLSN"))
@@ -148,6 +148,8 @@ class StreamEndpoint:
             if snapshot:
                 return None
             since = Now()
+        if isinstance(since, Beginning):
+            return FromBase()
         return resolve(since, self._present.view)
 
     def _refuse(self, refused: PassingRefusal) -> Response:

@@ -14,9 +14,10 @@ import apsw
 import pytest
 
 from cdchub.capture.install import reconcile
-from cdchub.capture.outbox import row_key
+from cdchub.capture.rows import RowEncoder
 from cdchub.capture.table import Shape
 from cdchub.capture.triggers import OUTBOX, value_columns
+from cdchub.change import encode_lines
 from tests.capture.shapes import CASES, Case, random_statement
 
 SEEDS = range(6)
@@ -78,7 +79,8 @@ class Twin:
 
 
 def keyed(shape: Shape, values: Any, rowid: int | None) -> str:
-    return repr(row_key(shape, dict(zip(shape.captured, values, strict=True)), rowid))
+    (key,) = RowEncoder(shape).keys([[value] for value in values], [rowid])
+    return encode_lines([key])[0].decode()
 
 
 def replayed(twin: Twin) -> dict[str, Any]:

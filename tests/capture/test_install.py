@@ -7,8 +7,8 @@ import pytest
 
 from cdchub.capture import install
 from cdchub.capture.choice import Choice, TableChoice
-from cdchub.capture.install import BACKFILL_ROWS_MAX
 from cdchub.capture.table import parse_index, read_shape
+from cdchub.capture.telling import TOLD_ROWS_MAX
 from cdchub.capture.triggers import OUTBOX
 from cdchub.errors import TableRefused
 
@@ -86,7 +86,7 @@ def test_reconciling_twice_changes_nothing(db: apsw.Connection) -> None:
     before = list(db.execute("SELECT * FROM sqlite_schema"))
     changes = db.total_changes()
     outcome = install.reconcile(db, Choice())
-    assert (outcome.fresh, outcome.entered, outcome.broken) == (False, [], [])
+    assert (outcome.fresh, outcome.told.entered, outcome.told.broken) == (False, [], [])
     assert list(db.execute("SELECT * FROM sqlite_schema")) == before
     assert db.total_changes() == changes, "the source was written to for nothing"
 
@@ -96,7 +96,7 @@ def test_a_table_found_later_brings_its_rows(db: apsw.Connection) -> None:
     install.reconcile(db)
     db.execute("CREATE TABLE b(y); INSERT INTO b VALUES (1), (2)")
     outcome = install.reconcile(db)
-    assert outcome.entered == ["b"]
+    assert outcome.told.entered == ["b"]
     assert [op for op, _ in outbox(db)] == ["c", "c"]
 
 
@@ -106,10 +106,10 @@ def test_a_large_table_found_later_enters_with_a_break(db: apsw.Connection) -> N
     db.execute(
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)"
         " INSERT INTO b SELECT i FROM n",
-        (BACKFILL_ROWS_MAX + 1,),
+        (TOLD_ROWS_MAX + 1,),
     )
     outcome = install.reconcile(db)
-    assert (outcome.entered, outcome.broken) == ([], ["b"])
+    assert (outcome.told.entered, outcome.told.broken) == ([], ["b"])
     assert outbox(db) == [("b", "b")]
 
 
@@ -137,8 +137,8 @@ def test_a_schema_change_breaks_what_it_must(
     install.reconcile(db)
     db.execute(change)
     outcome = install.reconcile(db)
-    assert outcome.broken == broken
-    assert install.reconcile(db).broken == [], "one break a change"
+    assert outcome.told.broken == broken
+    assert install.reconcile(db).told.broken == [], "one break a change"
     if change not in ("DROP TABLE t", RENAMED):
         before = len(outbox(db))
         db.execute("INSERT INTO t(a) VALUES (7)")
@@ -159,8 +159,8 @@ def test_a_vacuum_breaks_a_table_whose_rowids_it_may_renumber(
     db.execute(create)
     install.reconcile(db)
     db.execute("INSERT INTO t VALUES (1), (2); DELETE FROM t WHERE a = 1; VACUUM")
-    assert install.reconcile(db).broken == broken
-    assert install.reconcile(db).broken == []
+    assert install.reconcile(db).told.broken == broken
+    assert install.reconcile(db).told.broken == []
 
 
 def test_a_dropped_unique_index_is_no_event(db: apsw.Connection) -> None:
@@ -168,7 +168,7 @@ def test_a_dropped_unique_index_is_no_event(db: apsw.Connection) -> None:
     install.reconcile(db)
     db.execute("DROP INDEX ix")
     outcome = install.reconcile(db)
-    assert (outcome.broken, outcome.entered) == ([], [])
+    assert (outcome.told.broken, outcome.told.entered) == ([], [])
 
 
 def test_swapped_tables_are_both_broken(db: apsw.Connection) -> None:
@@ -177,7 +177,7 @@ def test_swapped_tables_are_both_broken(db: apsw.Connection) -> None:
     install.reconcile(db)
     for old, new in (("t", "x"), ("n", "t"), ("x", "n")):
         db.execute(f"ALTER TABLE {old} RENAME TO {new}")
-    assert sorted(install.reconcile(db).broken) == ["n", "t"]
+    assert sorted(install.reconcile(db).told.broken) == ["n", "t"]
 
 
 def test_one_table_that_cannot_be_captured_stops_no_other(db: apsw.Connection) -> None:
@@ -203,7 +203,7 @@ def test_a_renamed_table_ends_and_begins(db: apsw.Connection) -> None:
     install.reconcile(db)
     db.execute("ALTER TABLE t RENAME TO s")
     outcome = install.reconcile(db)
-    assert (outcome.broken, outcome.entered) == (["t"], ["s"])
+    assert (outcome.told.broken, outcome.told.entered) == (["t"], ["s"])
     db.execute("INSERT INTO s VALUES (2)")
     assert [op for op, _ in outbox(db)] == ["b", "c", "c"]
 

@@ -35,7 +35,7 @@ def entry(kind: ChangeType, old: SqliteValue, new: SqliteValue, name: str = "cha
         txid=1,
         commit=True,
     )
-    return Entry(1, 0, kind, name, old, new, 0, data)
+    return Entry(1, kind, name, old, new, data)
 
 
 INS, UPD, DEL = ChangeType.INSERT, ChangeType.UPDATE, ChangeType.DELETE
@@ -98,5 +98,5 @@ def test_feeds_share_one_frame_an_entry() -> None:
 
 def test_a_break_is_no_change() -> None:
     feed = Feed(Selection(None), CATALOG, SseFramer())
-    broken = Entry(1, 0, ChangeType.BREAK, "chat", None, None, 0, b"{}")
+    broken = Entry(1, ChangeType.BREAK, "chat", None, None, b"{}")
     assert feed.frames([broken], FrameOnce(lambda lsn: Position(Epoch("epoch1"), Lsn(lsn)))) == b""

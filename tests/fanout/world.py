@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cdchub.catalog import Affinity, Catalog, ColumnInfo, Selection, TableInfo
-from cdchub.change import ChangeType, Entry, encode_break, encode_change
+from cdchub.change import ChangeType, Entry, WireNote, encode_change, encode_note
 from cdchub.config import StreamConfig
 from cdchub.fanout import Core, Gone, Present, Subscriber, resolve
 from cdchub.log import LogReader, LogWriter, Ring
@@ -84,9 +84,9 @@ class SimSource:
         """Capture of `table` was interrupted: rows changed unseen, then the break was logged."""
         self.rows[table] = {self._rng.randrange(8): "z" for _ in range(3)}
         self.head += 1
-        data = encode_break(lsn=self.head, table=table, timestamp_ms=0, txid=self.head, commit=True)
-        nonce = self._rng.getrandbits(62)
-        return self._append([Entry(self.head, nonce, ChangeType.BREAK, table, None, None, 0, data)])
+        note = WireNote(self.head, ChangeType.BREAK.name, table, 0, self.head, commit=True)
+        data = encode_note(note)
+        return self._append([Entry(self.head, ChangeType.BREAK, table, None, None, data)])
 
     def back_up(self) -> None:
         self._backup = self._copy()
@@ -102,7 +102,7 @@ class SimSource:
         return self.history
 
     def retain(self, changes_max: int) -> HistoryChanged:
-        retention = Retention(age_s=1e12, changes_max=changes_max, bytes_max=2**40)
+        retention = Retention(age_s=1e12, changes_max=changes_max, bytes_max=2**40, to_bases=False)
         while self._log.retain(retention, now_ms=0):
             pass
         self.history = HistoryChanged(self._log.state(), None)
@@ -112,9 +112,10 @@ class SimSource:
         return getattr(self, "head", 0), {name: dict(rows) for name, rows in self.rows.items()}
 
     def _append(self, entries: Sequence[Entry]) -> Appended:
-        self._log.append(self.epoch_number, entries)
+        nonce = self._rng.getrandbits(62)
+        self._log.append(self.epoch_number, entries, nonce=nonce, timestamp_ms=0)
         self.committed[self.epoch_number].extend(entries)
-        return Appended(entries, self.head)
+        return Appended(entries, self.head, nonce)
 
     def _change(self, txid: int, *, last: bool) -> Entry:
         self.head += 1
@@ -144,12 +145,10 @@ class SimSource:
         in_room = table == "c"
         return Entry(
             self.head,
-            self._rng.getrandbits(62),
             kind,
             table,
             old["room"] if in_room and old else None,
             room if in_room and new else None,
-            0,
             data,
         )
 

@@ -12,7 +12,7 @@ from cdchub.log.ring import ENTRY_OVERHEAD_BYTES
 
 
 def entry(lsn: int, size: int = 10) -> Entry:
-    return Entry(lsn, 0, ChangeType.INSERT, "t", None, None, 0, b"x" * size)
+    return Entry(lsn, ChangeType.INSERT, "t", None, None, b"x" * size)
 
 
 @given(st.lists(st.integers(0, 3_000), max_size=60), st.integers(0, 5), st.integers(1, 5))
