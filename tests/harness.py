@@ -19,6 +19,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+from cdchub.change import Entry
+from cdchub.log import LogReader
+from cdchub.log.protocol import Cursor, Narrowing
 from cdchub.sse import Event, EventParser
 
 # Generous, because CI machines stall; a test that passes never waits so long.
@@ -38,6 +41,24 @@ def wait_for(condition: Callable[[], T], what: str, *, within_s: float = PATIENC
         if time.monotonic() > deadline_s:
             raise AssertionError(f"waited {within_s:g} s for {what}")
         pause.wait(0.005)
+
+
+def log_entries(path: Path, epoch_number: int = 1) -> list[Entry]:
+    """All entries that a change log holds of one epoch."""
+    reader = LogReader(path)
+    try:
+        info = reader.state().by_number(epoch_number)
+        assert info is not None
+        page = reader.read(
+            Cursor(epoch_number, info.floor_lsn),
+            upto=info.head_lsn,
+            narrowing=Narrowing(),
+            rows_max=10**9,
+            bytes_max=2**40,
+        )
+        return list(page.entries)
+    finally:
+        reader.close()
 
 
 def run_sql(path: Path, *statements: str, parameters: Sequence[Any] = ()) -> list[list[Any]]:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from cdchub.config import CaptureConfig, Config, LogConfig
+from cdchub.config import BaseConfig, CaptureConfig, Config, LogConfig
 from cdchub.errors import ConstraintViolation, SourceOwned
 from cdchub.hub import Hub
-from tests.harness import PATIENCE_S, run_sql
+from tests.harness import PATIENCE_S, log_entries, run_sql
 
 
 async def until(condition: Callable[[], object], what: str) -> None:
@@ -116,8 +116,8 @@ async def test_a_large_transaction_stays_one(database: Path) -> None:
         await until(lambda: hub.core.present.head.lsn == 50, "all rows")
         await asyncio.to_thread(commit, database, 2)
         await until(lambda: hub.core.present.head.lsn == 52, "the next transaction")
-    found = run_sql(hub.paths.log, "SELECT CAST(data AS TEXT) FROM entries ORDER BY lsn")
-    marks = [(json.loads(text)["txid"], json.loads(text)["commit"]) for (text,) in found]
+    changes = [json.loads(entry.data) for entry in log_entries(hub.paths.log)]
+    marks = [(change["txid"], change["commit"]) for change in changes]
     assert marks == [(1, n == 50) for n in range(1, 51)] + [(51, False), (51, True)]
 
 
@@ -131,7 +131,9 @@ async def test_a_source_has_one_owner(database: Path) -> None:
 
 
 async def test_retention_is_enforced_in_the_background(database: Path) -> None:
-    config = Config(log=LogConfig(retain_changes=10, retain_every_s=0.05))
+    config = Config(
+        log=LogConfig(retain_changes=10, retain_every_s=0.05), base=BaseConfig(enabled=False)
+    )
     async with Hub(database, config=config) as hub:
         await asyncio.to_thread(commit, database, 50)
         await until(lambda: hub.core.present.oldest.lsn == 40, "the old entries to go")

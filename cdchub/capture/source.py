@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from cdchub.capture import install
 from cdchub.capture.commits import CommitEnds
 from cdchub.capture.connection import FileIdentity, SourcePaths, open_source, require_wal
 from cdchub.capture.decode import Decoder
-from cdchub.capture.epoch import source_mark
 from cdchub.capture.outbox import LSN, Anchor, OutboxRow, outbox_head, read_rows
 from cdchub.capture.progress import CaptureCounters, Progress
 from cdchub.capture.transactions import Transactions
@@ -35,7 +35,7 @@ class Source:
     """Raises `StartError` where it can't be opened."""
 
     def __init__(self, paths: SourcePaths, counters: CaptureCounters) -> None:
-        self._paths = paths
+        self.paths = paths
         self._counters = counters
         self._inode = paths.database.stat().st_ino
         self.connection = open_source(paths)
@@ -54,9 +54,9 @@ class Source:
     def check_not_replaced(self) -> None:
         """Raises `StartError` where the file was replaced while it was being opened."""
         # Now that SQLite has opened the -wal too, these are the files we are reading.
-        self._files = FileIdentity(self._paths)
-        if self._paths.database.stat().st_ino != self._inode:
-            raise StartError(f"{self._paths.database} was replaced while it was being opened")
+        self._files = FileIdentity(self.paths)
+        if self.paths.database.stat().st_ino != self._inode:
+            raise StartError(f"{self.paths.database} was replaced while it was being opened")
 
     def replaced(self) -> bool:
         """Whether the database or its -wal is another file now."""
@@ -89,7 +89,8 @@ class Source:
         )
 
     def mark(self) -> SourceMark:
-        return source_mark(self._paths, self.captured.install_id)
+        """What the log shall remember of the source as it is now."""
+        return SourceMark(self.captured.install_id, self.paths.database.stat().st_ino, _boot_id())
 
     def schema_changed(self) -> bool:
         """Whether the schema is another one than at the last reconciliation."""
@@ -104,7 +105,7 @@ class Source:
         """Reading goes on behind the log's tail."""
         # Of another history it would tell wrong ends.
         self._commit_ends.close()
-        self._commit_ends = CommitEnds(self._paths.wal)
+        self._commit_ends = CommitEnds(self.paths.wal)
         self._transactions = Transactions(head_lsn=tail.lsn)
         pruned_lsn = tail.lsn
         if tail.data is not None:
@@ -144,3 +145,11 @@ class Source:
         rows = batch.rows
         txids, commits = self._transactions.marks(rows[0][LSN], rows[-1][LSN])
         return self._decoder.entries(rows, txids, commits)
+
+
+def _boot_id() -> str:
+    """Names the present run of the operating system; empty where it can't be told."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""

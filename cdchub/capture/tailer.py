@@ -18,9 +18,8 @@ from collections.abc import Callable
 from itertools import count
 
 from cdchub.capture import install
-from cdchub.capture.base import Pinned
 from cdchub.capture.bases import BaseKeeper
-from cdchub.capture.choice import Choice, wanted_shapes
+from cdchub.capture.choice import Choice
 from cdchub.capture.connection import (
     SourcePaths,
     read_transaction,
@@ -28,8 +27,8 @@ from cdchub.capture.connection import (
     write_transaction,
 )
 from cdchub.capture.driver import BadStatement, Busy
-from cdchub.capture.epoch import break_in_history
-from cdchub.capture.outbox import LSN, NONCE, TIMESTAMP, Anchor, HistoryBroken, outbox_head
+from cdchub.capture.history import begin_history, break_in_history, continue_history
+from cdchub.capture.outbox import LSN, NONCE, TIMESTAMP, Anchor, HistoryBroken
 from cdchub.capture.progress import CaptureCounters
 from cdchub.capture.source import Batch, Source
 from cdchub.capture.telling import TOLD_ROWS_MAX
@@ -366,58 +365,15 @@ class Tailer:
         fresh = not install.is_installed(source.connection)
         if not fresh:
             source.load()
-            reason = break_in_history(source.connection, self._log, source.mark()) or reason
+            reason = break_in_history(source, self._log) or reason
         if fresh or reason is not None:
-            self._begin_history(reason, first=first)
-        else:
-            self._continue_history(first=first)
-        self._upkeep.log_dirty = True
-
-    def _begin_history(self, reason: str | None, *, first: bool) -> None:
-        """A new epoch, from what the source holds now; a base snapshot of that begins it."""
-        source, log = self._source, self._log
-        pinned: Pinned | None = None
-        try:
-            with write_transaction(source.connection):
-                # It sees the source without this transaction, and nothing else can come between.
-                pinned = Pinned(self._paths)
-                outcome = install.reconcile(source.connection, self._choice, strict=first, silent=True)
-                base = outbox_head(source.connection)
-                source.schema_version = source.connection.pragma("schema_version")
-            self._take(outcome)
-            mark = source.mark()
-            if outcome.fresh:
-                reason = log.belongs_to(mark, just_installed=True) or reason
-            epoch = log.start_epoch(
-                base_lsn=base.lsn, base_nonce=base.nonce, now_ms=_now_ms(), reason=reason or "new"
-            )
-            if reason != "new":
-                logger.warning("a new epoch begins: %s (%s)", epoch, reason)
+            outcome = begin_history(source, self._log, self._bases, self._choice, reason, strict=first)
             self.counters.epochs_started += 1
-            self._log_state = log.state()
-            active = [source.captured.shapes[i] for i in sorted(source.captured.active)]
-            self._bases.begin(self._log_state.present.number, pinned, active)
-            pinned = None
-        finally:
-            if pinned is not None:
-                pinned.close()
-        log.adopt(mark)
-        source.begin(log.tail())
-
-    def _continue_history(self, *, first: bool) -> None:
-        source, log = self._source, self._log
-        log.adopt(source.mark())
-        self._log_state = log.state()
-        self._bases.begin(self._log_state.present.number, None, ())
-        source.begin(log.tail())
-        with read_transaction(source.connection):
-            if first and self._choice is not None:
-                wanted_shapes(source.connection, self._choice, [], strict=True)
-            suspects = install.suspects(source.connection, self._choice)
-            source.schema_version = source.connection.pragma("schema_version")
-        if suspects is not None:
-            self._reconcile(strict=first)
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
+            self._log_state = self._log.state()
+            self._take(outcome)
+        else:
+            mend = continue_history(source, self._log, self._bases, self._choice, strict=first)
+            self._log_state = self._log.state()
+            if mend:
+                self._reconcile(strict=first)
+        self._upkeep.log_dirty = True

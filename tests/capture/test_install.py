@@ -97,7 +97,7 @@ def test_a_table_found_later_brings_its_rows(db: apsw.Connection) -> None:
     db.execute("CREATE TABLE b(y); INSERT INTO b VALUES (1), (2)")
     outcome = install.reconcile(db)
     assert outcome.told.entered == ["b"]
-    assert [op for op, _ in outbox(db)] == ["c", "c"]
+    assert [op for op, _ in outbox(db)] == ["s", "c", "c"]
 
 
 def test_a_large_table_found_later_enters_with_a_break(db: apsw.Connection) -> None:
@@ -110,7 +110,7 @@ def test_a_large_table_found_later_enters_with_a_break(db: apsw.Connection) -> N
     )
     outcome = install.reconcile(db)
     assert (outcome.told.entered, outcome.told.broken) == ([], ["b"])
-    assert outbox(db) == [("b", "b")]
+    assert outbox(db)[1:] == [("b", "b")]
 
 
 RENAMED = "ALTER TABLE t RENAME TO u"
@@ -205,7 +205,7 @@ def test_a_renamed_table_ends_and_begins(db: apsw.Connection) -> None:
     outcome = install.reconcile(db)
     assert (outcome.told.broken, outcome.told.entered) == (["t"], ["s"])
     db.execute("INSERT INTO s VALUES (2)")
-    assert [op for op, _ in outbox(db)] == ["b", "c", "c"]
+    assert [op for op, _ in outbox(db)] == ["b", "s", "s", "c", "c"]
 
 
 def test_a_narrower_choice_ends_the_capture_of_the_rest(db: apsw.Connection) -> None:
