@@ -212,6 +212,9 @@ class Hub:
                 "faults": counters.faults,
                 "epochsStarted": counters.epochs_started,
                 "breaks": counters.breaks,
+                "differences": counters.differences,
+                "commitsExact": counters.commits_exact,
+                "commitsMerged": counters.commits_merged,
                 "prunesQuiet": counters.prunes_quiet,
                 "prunesForced": counters.prunes_forced,
                 "rowsPruned": counters.rows_pruned,
@@ -222,5 +225,8 @@ class Hub:
                 "ringBytes": present.ring_bytes,
                 "retentionSlices": counters.retained,
                 "snapshotsTaken": self.spools.taken,
+                "baseLsn": present.view.log.present.base_lsn,
+                "basesTaken": counters.bases_taken,
+                "basesFailed": counters.bases_failed,
             },
         }

@@ -44,7 +44,10 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubProcess]:
         "CREATE TABLE t(id INTEGER PRIMARY KEY, room TEXT)",
     )
     with HubProcess(database, "--retain-changes", "10") as hub:
-        run_sql(database, *(f"INSERT INTO t VALUES ({n}, 'a')" for n in range(1, 61)))
+        run_sql(database, *(f"INSERT INTO t VALUES ({n}, 'a')" for n in range(1, 41)))
+        # Changes go only up to a newer base snapshot, which is taken because they ought to go.
+        wait_for(lambda: hub.get("/cdc/status").json()["log"]["basesTaken"] > 1, "a newer base")
+        run_sql(database, *(f"INSERT INTO t VALUES ({n}, 'a')" for n in range(41, 61)))
         hub.wait_for_lsn(60)
         wait_for(lambda: hub.get("/cdc/status").json()["firstLsn"] > 1, "retention to run")
         yield hub
@@ -124,7 +127,8 @@ def test_every_position_is_followed_by_exactly_the_rest(shared: HubProcess) -> N
         for query, headers in (
             (f"since={epoch}:{lsn}", {}),
             (f"startLSN={epoch}:{lsn}", {}),
-            (f"since={lsn}", {}),
+            # A bare 0 is the beginning, which has a base snapshot before it.
+            *([(f"since={lsn}", {})] if lsn else []),
             ("", {"Last_Event_ID": f"{epoch}:{lsn}"}),
             ("since=now", {"Last_Event_ID": f"{epoch}:{lsn}"}),
             ("since=foreignEpoch:1", {"Last_Event_ID": f"{epoch}:{lsn}"}),
@@ -139,9 +143,17 @@ def test_every_position_is_followed_by_exactly_the_rest(shared: HubProcess) -> N
 
 def test_now_begins_at_the_head_and_beginning_at_the_oldest(shared: HubProcess) -> None:
     epoch = shared.head().split(":")[0]
-    for query, expected in (("since=now", shared.head()), ("since=beginning", f"{epoch}:0")):
-        with shared.stream(f"table=todos&{query}") as stream:
-            assert stream.headers["x-cdc-position"] == expected
+    with shared.stream("table=todos&since=now") as stream:
+        assert stream.headers["x-cdc-position"] == shared.head()
+    whole = shared.get("/cdc/changes?table=todos&limit=10000").json()["changes"]
+    for since in ("beginning", "0"):
+        with shared.stream(f"table=todos&since={since}") as stream:
+            assert "x-cdc-position" not in stream.headers
+            events = stream.until("caught-up")
+        assert events[0].name == "snapshot"
+        assert json.loads(events[0].data)["position"] == f"{epoch}:0"
+        changes = [json.loads(event.data) for event in events[1:-1]]
+        assert [c for c in changes if c["type"] != "SNAPSHOT"] == whole
 
 
 RESETS = [
@@ -205,7 +217,11 @@ def test_the_oldest_position_and_beginning_are_served(pruned: HubProcess) -> Non
     for since in ("beginning", "0", f"{status['epoch']}:{kept[0] - 1}", f"{kept[0] - 1}"):
         with pruned.stream(f"table=t&since={since}") as stream:
             events = stream.until("caught-up")
-        assert [json.loads(event.data)["lsn"] for event in events[:-1]] == kept
+        changes = [json.loads(event.data) for event in events if event.name == "message"]
+        from_base = since in ("beginning", "0")
+        rows = [c["key"]["id"] for c in changes if c["type"] == "SNAPSHOT"]
+        assert rows == (list(range(1, kept[0])) if from_base else [])
+        assert [c["lsn"] for c in changes if c["type"] != "SNAPSHOT"] == kept
     assert [c["lsn"] for c in pruned.get("/cdc/changes?table=t").json()["changes"]] == kept
 
 

@@ -14,12 +14,12 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 
 from cdchub.capture import install
 from cdchub.capture.bases import BaseKeeper
-from cdchub.capture.choice import Choice
+from cdchub.capture.choice import Choice, warnings_for
 from cdchub.capture.connection import (
     SourcePaths,
     read_transaction,
@@ -308,10 +308,7 @@ class Tailer:
         told = outcome.told
         self.counters.breaks += len(told.broken)
         self.counters.differences += sum(told.differences.values())
-        for line in outcome.warnings:
-            if line not in self.counters.warnings:
-                self.counters.warnings.append(line)
-                logger.warning("%s", line)
+        self._warn(outcome.warnings)
         for name in told.entered:
             logger.info("table %r is captured from now on, its rows came in as INSERTs", name)
         for name, number in told.differences.items():
@@ -320,6 +317,12 @@ class Tailer:
             )
         for name in told.broken:
             logger.warning("table %r changed shape or capture: its subscribers are reset", name)
+
+    def _warn(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            if line not in self.counters.warnings:
+                self.counters.warnings.append(line)
+                logger.warning("%s", line)
 
     def _open(self, *, first: bool = False) -> None:
         """Opens the source, installs or mends capture, and finds where the log goes on."""
@@ -376,4 +379,7 @@ class Tailer:
             self._log_state = self._log.state()
             if mend:
                 self._reconcile(strict=first)
+            else:
+                captured = source.captured
+                self._warn([line for i in captured.active for line in warnings_for(captured.shapes[i])])
         self._upkeep.log_dirty = True

@@ -102,7 +102,7 @@ class Endpoints:
             found += data
             size += sum(map(len, data))
             if met_break is not None:
-                if not found and cursor == start and not self._before(page.entries, met_break):
+                if not found:
                     at = Cursor(cursor.epoch, met_break.lsn)
                     raise self._gone("schema", selection, (met_break.table,), at)
                 return found, Cursor(cursor.epoch, met_break.lsn - 1)
@@ -110,11 +110,6 @@ class Endpoints:
                 break
             cursor = Cursor(cursor.epoch, page.scanned_to)
         return found, cursor
-
-    @staticmethod
-    def _before(entries: Sequence[Entry], met_break: Entry) -> bool:
-        """Whether a page got anywhere before it met a break."""
-        return entries[0].lsn < met_break.lsn
 
     async def _long_poll(self, head: Position, timeout_s: float) -> None:
         if self._long_polls >= self._config.long_polls_max:

@@ -25,7 +25,7 @@ _decoder = msgspec.json.Decoder(tuple[TableSchema, ...])
 
 def read_bases(db: sqlite3.Connection) -> list[BaseInfo]:
     """The complete bases, oldest first."""
-    rows = db.execute(f"SELECT {_COLUMNS} FROM bases WHERE complete ORDER BY epoch, lsn")
+    rows = db.execute(f"SELECT {_COLUMNS} FROM bases WHERE complete = 1 ORDER BY epoch, lsn")
     return [
         BaseInfo(id, epoch, lsn, count, size, taken_ms, _decoder.decode(tables))
         for id, epoch, lsn, count, size, taken_ms, tables in rows

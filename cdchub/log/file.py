@@ -100,7 +100,7 @@ def read_state(db: sqlite3.Connection) -> LogState:
     rows = db.execute(
         "SELECT number, epoch, floor_lsn, coalesce((SELECT last_lsn FROM blocks"
         " WHERE id BETWEEN (number << 48) AND (number << 48) + ? ORDER BY id DESC LIMIT 1), base_lsn),"
-        " (SELECT min(lsn) FROM bases WHERE epoch = number AND complete AND lsn >= floor_lsn)"
+        " (SELECT min(lsn) FROM bases WHERE epoch = number AND complete = 1 AND lsn >= floor_lsn)"
         " FROM epochs ORDER BY number",
         (LSN_MAX,),
     )
