@@ -16,9 +16,9 @@ from typing import Any
 
 import msgspec
 
+from cdchub.capture.encode import Columns, RowEncoder
 from cdchub.capture.install import Captured
 from cdchub.capture.outbox import LSN, OP, ROWID, TABLE, TIMESTAMP, VALUES, OutboxRow
-from cdchub.capture.rows import Columns, RowEncoder
 from cdchub.change import ChangeType, Entry, SqliteValue, WireChange, WireNote, encode_lines
 
 _TYPES = {

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from cdchub.capture.rows import RowEncoder
+from cdchub.capture.encode import RowEncoder
 from cdchub.capture.scan import ScannedRow, scan
 from cdchub.capture.table import Database, Shape
 from cdchub.capture.triggers import OUTBOX, value_columns

@@ -22,11 +22,11 @@ import msgspec
 from cdchub.capture import install
 from cdchub.capture.connection import SourcePaths, open_source, read_transaction
 from cdchub.capture.driver import Connection
+from cdchub.capture.encode import RowEncoder
 from cdchub.capture.outbox import (
     Anchor,
     outbox_head,
 )
-from cdchub.capture.rows import RowEncoder
 from cdchub.capture.scan import ScannedRow, scan
 from cdchub.capture.table import Shape
 from cdchub.capture.triggers import OUTBOX

@@ -13,8 +13,8 @@ from typing import Any
 import apsw
 import pytest
 
+from cdchub.capture.encode import RowEncoder
 from cdchub.capture.install import reconcile
-from cdchub.capture.rows import RowEncoder
 from cdchub.capture.table import Shape
 from cdchub.capture.triggers import OUTBOX, value_columns
 from cdchub.change import encode_lines
