@@ -274,11 +274,12 @@ class CommitEnds:
 
     A descriptor of the database or its -shm would drop SQLite's locks when it is closed
     (sqlite.org/howtocorrupt.html §2.2); the -wal has none. Each call reads on where the last one
-    found a visible commit, and reads no further than the commit of `head`. The answer is all ends
-    or None, never some; it is None where
+    found a visible commit, and reads no further than the commit of `head`.
 
-    - the WAL was restarted, replaced or truncated since the last call, or is looked at for the
-      first time, and no commit up to `after` is in it;
+    Where the WAL was restarted, replaced or truncated since the last call, or is looked at for the
+    first time, the first end may stand for several commits: the ones that were in the WAL before.
+    The answer is None where
+
     - the outbox's last leaf and sqlite_sequence differ (see above), or its LSNs went back;
     - it can't be read.
 
@@ -294,6 +295,7 @@ class CommitEnds:
 
     def upto(self, *, after: int, head: int, root_page: int, held: bool = False) -> list[int] | None:
         """The LSNs in (after, head] at which a commit ended, ascending; the last one is `head`.
+        None where they can't be told.
 
         `head` is the last LSN in a read transaction that began after the last call. `held` says that
         it is still open: then no commit after it can be in another WAL than the present one, so that
@@ -349,9 +351,11 @@ class CommitEnds:
             place.floor = head
         if after == head:
             return []
-        if not whole or place.floor is None or after < place.floor or place.last != head:
+        if not whole or place.floor is None or place.last != head:
             return None
-        return place.ends[bisect_right(place.ends, after) :]
+        ends = place.ends[bisect_right(place.ends, after) :]
+        # What was committed up to the first end in this WAL may be several commits.
+        return [place.floor, *ends] if after < place.floor else ends
 
     def _advance(self, place: _Place, after: int, head: int, root_page: int) -> tuple[bool, bool]:
         """Reads on to the commit of `head`. Is what was read coherent, and no LSN above `head`?"""

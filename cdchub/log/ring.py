@@ -37,12 +37,12 @@ class Ring:
 
     def extend(self, entries: Sequence[Entry]) -> None:
         """Appends the next entries and lets the oldest go. Raises ValueError on a gap or repeat."""
-        for entry in entries:
-            if entry.lsn != self.head_lsn + 1:
-                raise ValueError(f"LSN {entry.lsn} does not follow {self.head_lsn}")
-            self.head_lsn = entry.lsn
-            self._entries.append(entry)
-            self._bytes += _size(entry)
+        expected = range(self.head_lsn + 1, self.head_lsn + 1 + len(entries))
+        if [entry.lsn for entry in entries] != list(expected):
+            raise ValueError(f"these LSNs do not follow {self.head_lsn}, one by one")
+        self._entries.extend(entries)
+        self.head_lsn += len(entries)
+        self._bytes += sum(map(_size, entries))
         while self._bytes > self._bytes_max and len(self) > 1:
             self._bytes -= _size(self._entries[self._start])
             self._start += 1
