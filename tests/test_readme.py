@@ -216,8 +216,7 @@ def cdchub_status(scratch: Scratch) -> None:
 def cdchub_deinit(scratch: Scratch) -> None:
     database = scratch.database(captured=True)
     scratch.run()
-    # An emptied sqlite_sequence may stay: SQLite can't drop it.
-    names = run_sql(database, "SELECT name FROM sqlite_schema WHERE name != 'sqlite_sequence'")
+    names = run_sql(database, "SELECT name FROM sqlite_schema")
     assert names == [["notes"]]
     assert not list(scratch.folder.glob("app.db-cdchub*"))
 

@@ -5,8 +5,8 @@ the caller's transaction: after it, every change that commits is either in the o
 a break. It is the one way in: `init`, the start of `serve` and every later schema change use it.
 
 Objects of ours, all prefixed `_cdchub_`: `meta` (identity and selection), `tables` (the shapes, by
-id), `outbox`, one `stage_<id>` and six triggers a table. `uninstall` removes all of them; an empty
-`sqlite_sequence` may stay, because SQLite can't drop it.
+id), `outbox`, and for each table its triggers and, but for grade PLAIN, a `stage_<id>`. `uninstall`
+removes all of them.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ from typing import Any
 import msgspec
 
 from cdchub.capture.choice import Choice, wanted_shapes, warnings_for
+from cdchub.capture.stage import stage_name
 from cdchub.capture.table import (
     OWN_PREFIX,
     Database,
+    Grade,
     Shape,
     literal,
     quote,
 )
-from cdchub.capture.triggers import OUTBOX, backfill_sql, capture_sql, stage_name, value_columns
+from cdchub.capture.triggers import OUTBOX, backfill_sql, capture_sql, value_columns
 from cdchub.catalog import Catalog, fold_name
 from cdchub.errors import TableRefused
 
@@ -38,9 +40,9 @@ TABLES = f"{OWN_PREFIX}tables"
 # source's write lock for seconds; such a table enters with a break instead (reset `schema`).
 BACKFILL_ROWS_MAX = 100_000
 
-# Unix milliseconds. julianday is older than any function with "subsec", and 'now' is one moment
-# within a statement (sqlite.org/lang_datefunc.html).
-_NOW_MS = "CAST((julianday('now') - 2440587.5) * 86400000.0 + 0.5 AS INTEGER)"
+# Unix milliseconds. julianday is older than any function with "subsec"; without an argument it is
+# now, which is one moment within a statement (sqlite.org/lang_datefunc.html).
+_NOW_MS = "CAST((julianday() - 2440587.5) * 86400000.0 + 0.5 AS INTEGER)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,9 +167,10 @@ def _create(db: Database, choice: Choice) -> None:
     db.execute(
         f"CREATE TABLE {TABLES}(id INTEGER PRIMARY KEY, shape TEXT NOT NULL, active INTEGER NOT NULL)"
     )
-    # AUTOINCREMENT: an LSN is never used again, even when the outbox has been pruned.
+    # An LSN is never used again, because the newest row is never pruned, so AUTOINCREMENT would only
+    # cost: each statement would write sqlite_sequence too, in every transaction one more page.
     db.execute(
-        f"CREATE TABLE {OUTBOX}(lsn INTEGER PRIMARY KEY AUTOINCREMENT, tbl INTEGER, op TEXT, rid, "
+        f"CREATE TABLE {OUTBOX}(lsn INTEGER PRIMARY KEY, tbl INTEGER, op TEXT, rid, "
         f"ts INTEGER DEFAULT ({_NOW_MS}), nonce INTEGER DEFAULT (random()), v0)"
     )
 
@@ -218,9 +221,11 @@ def _replace(
 ) -> None:
     """Captures a table anew after its shape, its indexes or its triggers have changed."""
     escaped = not _triggers_stand(db, shape, table_id) or (renumbered and not shape.key)
-    same_rows = msgspec.structs.replace(shape, unique=()) == msgspec.structs.replace(wanted, unique=())
+    same_rows = _apart_from_rivals(shape) == _apart_from_rivals(wanted)
     # Under a new unique index REPLACE evicted rows that the old triggers did not look for.
-    fewer_rivals = set(wanted.unique) <= set(shape.unique)
+    fewer_rivals = wanted.grade is Grade.PLAIN or (
+        shape.grade is Grade.FULL and set(wanted.unique) <= set(shape.unique)
+    )
     _drop_capture(db, table_id)
     if same_rows and fewer_rivals and not escaped:
         _set_shape(db, table_id, wanted)
@@ -231,6 +236,10 @@ def _replace(
     _create_capture(db, wanted, new_id)
     _write_break(db, new_id, wanted.name)
     outcome.broken.append(wanted.name)
+
+
+def _apart_from_rivals(shape: Shape) -> Shape:
+    return msgspec.structs.replace(shape, unique=(), grade=Grade.FULL)
 
 
 def _enter(db: Database, shape: Shape, outcome: Outcome, *, fresh: bool) -> None:

@@ -3,7 +3,8 @@
 One `read` is one SELECT, hence one snapshot: it sees whole commits only. It starts at the anchor,
 the last row that was copied before, which the hub never prunes: if the anchor's nonce is another,
 or the row is gone, the source is not the one that was read before (`HistoryBroken`). SQLite has one
-writer and AUTOINCREMENT, so LSNs have no holes; a hole is lost history too, never skipped over.
+writer, and a new LSN is one above the newest row's, so there are no holes; a hole is lost history
+too, never skipped over.
 
 It does not know where commits end inside a snapshot: the rows of one snapshot, possibly several
 commits, are one transaction (INTERFACE §2, `txid`).
@@ -62,14 +63,11 @@ class RawRow:
 
 
 def outbox_head(connection: apsw.Connection) -> Anchor:
-    """The newest row there is; before the first row, the last LSN that was ever given out."""
+    """The newest row there is. Without any there never was one, since pruning leaves the newest."""
     row = next(
         iter(connection.execute(f"SELECT lsn, nonce FROM {OUTBOX} ORDER BY lsn DESC LIMIT 1")), None
     )
-    if row is not None:
-        return Anchor(*row)
-    sequence = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = ?", (OUTBOX,)).get
-    return Anchor(sequence or 0, None)
+    return Anchor(0, None) if row is None else Anchor(*row)
 
 
 def read_rows(connection: apsw.Connection, *, after: Anchor, width: int, limit: int) -> list[RawRow]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from enum import Enum
 from typing import Any, Protocol
 
 import msgspec
@@ -26,6 +27,16 @@ class Database(Protocol):
     """What capture needs of a SQLite library: APSW's and the standard library's connections fit."""
 
     def execute(self, sql: str, parameters: Sequence[Any] = ..., /) -> Iterable[Any]: ...
+
+
+class Grade(Enum):
+    """How much of what happens to a table is captured; in the order of what a write costs.
+
+    PLAIN is for tables that nobody writes with REPLACE: rows that it evicts go unseen.
+    """
+
+    FULL = "full"
+    PLAIN = "plain"
 
 
 class Column(msgspec.Struct, frozen=True):
@@ -65,6 +76,7 @@ class Shape(msgspec.Struct, frozen=True):
     strict: bool
     unique: tuple[UniqueIndex, ...]
     room: str | None
+    grade: Grade = Grade.FULL
 
     def column(self, name: str) -> Column:
         return next(column for column in self.columns if column.name == name)
@@ -117,7 +129,12 @@ def columns_of(db: Database, table: str) -> frozenset[str]:
 
 
 def read_shape(
-    db: Database, name: str, *, room: str | None, excluded: frozenset[str] = frozenset()
+    db: Database,
+    name: str,
+    *,
+    room: str | None,
+    excluded: frozenset[str] = frozenset(),
+    grade: Grade = Grade.FULL,
 ) -> Shape:
     """The shape of table `name`. Raises `TableRefused` with the reason where it can't be captured.
 
@@ -157,6 +174,7 @@ def read_shape(
         strict=bool(strict),
         unique=unique,
         room=None,
+        grade=grade,
     )
     if shape.key_nullable and "rowid" in map(fold_name, key):
         raise TableRefused(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sqlite3
+
 import apsw
 import pytest
 
 from cdchub.capture import install
 from cdchub.capture.choice import Choice, TableChoice
 from cdchub.capture.install import BACKFILL_ROWS_MAX
-from cdchub.capture.table import parse_index, read_shape
+from cdchub.capture.table import Grade, parse_index, read_shape
 from cdchub.capture.triggers import OUTBOX
 from cdchub.errors import TableRefused
 
@@ -219,17 +221,51 @@ def test_a_narrower_choice_ends_the_capture_of_the_rest(db: apsw.Connection) -> 
     assert install.reconcile(db).captured.choice == Choice((TableChoice("B", "y"),)), "it is kept"
 
 
+def test_the_plain_grade_has_no_stage_and_misses_only_what_replace_evicts(
+    db: apsw.Connection,
+) -> None:
+    db.execute("CREATE TABLE t(a INTEGER PRIMARY KEY, b UNIQUE)")
+    install.reconcile(db, Choice(rooms=(TableChoice("t", grade=Grade.PLAIN),)))
+    names = "SELECT name FROM sqlite_schema WHERE name GLOB '_cdchub_stage*'"
+    assert list(db.execute(names)) == []
+    db.execute("INSERT INTO t VALUES (1, 'x'); UPDATE t SET a = 2; REPLACE INTO t VALUES (3, 'x')")
+    assert [op for op, _ in outbox(db)] == ["c", "d", "c", "c"]
+    assert install.reconcile(db).broken == []
+    install.uninstall(db)
+    assert list(db.execute("SELECT name FROM sqlite_schema WHERE type <> 'index'")) == [("t",)]
+
+
+def test_only_a_better_grade_breaks(db: apsw.Connection) -> None:
+    """Under the lesser one rows may have escaped."""
+    db.execute("CREATE TABLE t(a INTEGER PRIMARY KEY, b UNIQUE)")
+    install.reconcile(db)
+    plain = Choice((TableChoice("t", grade=Grade.PLAIN),))
+    assert install.reconcile(db, plain).broken == []
+    assert install.reconcile(db).captured.choice == plain, "it is kept"
+    assert install.reconcile(db, Choice()).broken == ["t"]
+    db.execute("INSERT INTO t VALUES (1, 'x'); REPLACE INTO t VALUES (3, 'x')")
+    assert [op for op, _ in outbox(db)] == ["b", "c", "d", "c"]
+
+
+def test_a_captured_table_can_be_rebuilt_by_another_library() -> None:
+    """No trigger on anything else names the table: it would stop the last step, the rename."""
+    db = sqlite3.connect(":memory:", isolation_level=None)
+    db.execute("CREATE TABLE t(a INTEGER PRIMARY KEY, b UNIQUE)")
+    install.reconcile(db)
+    db.execute("CREATE TABLE n(a INTEGER PRIMARY KEY, b UNIQUE, c)")
+    db.execute("DROP TABLE t")
+    db.execute("ALTER TABLE n RENAME TO t")
+    assert install.reconcile(db).broken == ["t"]
+    db.close()
+
+
 def test_uninstalling_leaves_no_trace(db: apsw.Connection) -> None:
     db.execute("CREATE TABLE a(x UNIQUE); CREATE TRIGGER mine AFTER INSERT ON a BEGIN SELECT 1; END")
     before = list(db.execute("SELECT type, name, sql FROM sqlite_schema"))
     install.reconcile(db)
     db.execute("INSERT INTO a VALUES (1)")
     install.uninstall(db)
-    after = list(
-        db.execute("SELECT type, name, sql FROM sqlite_schema WHERE name <> 'sqlite_sequence'")
-    )
-    assert after == before
-    assert list(db.execute("SELECT * FROM sqlite_sequence")) == []
+    assert list(db.execute("SELECT type, name, sql FROM sqlite_schema")) == before
 
 
 def test_a_fault_in_the_triggers_shows_at_installation(db: apsw.Connection) -> None:
