@@ -35,6 +35,7 @@ from cdchub.errors import TableRefused
 
 META = f"{OWN_PREFIX}meta"
 TABLES = f"{OWN_PREFIX}tables"
+_OURS = literal(f"{OWN_PREFIX}*")
 
 # Rows with which a table that is found later enters the log, one INSERT each. More would hold the
 # source's write lock for seconds; such a table enters with a break instead (reset `schema`).
@@ -152,8 +153,7 @@ def _attempt(db: Database, action: Callable[[], None], outcome: Outcome, *, stri
 
 def uninstall(db: Database) -> None:
     """Removes every trace of capture, in the caller's write transaction."""
-    mine = literal(f"{OWN_PREFIX}*")
-    names = list(db.execute(f"SELECT type, name FROM sqlite_schema WHERE name GLOB {mine}"))
+    names = list(db.execute(f"SELECT type, name FROM sqlite_schema WHERE name GLOB {_OURS}"))
     for kind in ("trigger", "table"):
         for found, name in names:
             if found == kind:
@@ -207,13 +207,23 @@ def _noted_schema(db: Database) -> str | None:
 
 
 def _stands(db: Database, shape: Shape, table_id: int) -> bool:
-    """Whether all objects of this table are there, word for word."""
+    """Whether all objects of this table are there, word for word, and no trigger is newer.
+
+    The newest fires first. If a user's one fails then under OR FAIL, SQLite keeps the row as it has
+    become and never gets to ours.
+    """
     wanted = capture_sql(shape, table_id)
     marks = ", ".join("?" * len(wanted))
     found = dict(
         db.execute(f"SELECT name, sql FROM sqlite_schema WHERE name IN ({marks})", tuple(wanted))
     )
-    return found == wanted
+    newer = db.execute(
+        "SELECT 1 FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = ? COLLATE NOCASE"
+        f" AND name NOT GLOB {_OURS} AND rowid > (SELECT min(rowid) FROM sqlite_schema"
+        f" WHERE type = 'trigger' AND name IN ({marks}))",
+        (shape.name, *wanted),
+    )
+    return found == wanted and not list(newer)
 
 
 def _replace(

@@ -64,8 +64,7 @@ class Stage:
             if self.rows.rowid:
                 differ.append(f"NEW.{self.rows.rowid} IS NOT OLD.{self.rows.rowid}")
             changed = f"({' OR '.join(differ)}) AND "
-        named = self._of_columns(columns)
-        yield from self._before(f"BEFORE UPDATE OF {named}" if named else "BEFORE UPDATE", but, changed)
+        yield from self._before(f"BEFORE {self._colliding_update()}", but, changed)
 
     def _before(self, event: str, but: str, changed: str) -> Iterable[Trigger]:
         """One trigger stages the rivals; another makes room where a slot may not be used again.
@@ -98,14 +97,15 @@ class Stage:
         columns = ", ".join([*self._key, *self._values])
         values = ", ".join([*self.rows.other.identity, *self.rows.other.values])
         update = ", ".join(f"{c} = excluded.{c}" for c in ["live", "moment", *self._key, *self._values])
-        return [
-            f"INSERT INTO {self.name}(slot, live, moment, {columns})"
-            f" SELECT {slot}, 1, julianday(), {values}"
-            f" FROM {self.rows.table} _cdchub_o"
+        rivals = " UNION ALL ".join(
+            f"SELECT {slot}, 1, julianday(), {values} FROM {self.rows.table} _cdchub_o"
             f" WHERE {condition}{but}{self._but_earlier(conditions, slot)}"
-            f" ON CONFLICT(slot) DO UPDATE SET {update} WHERE {self.rows.is_there(self.staged)}"
             for slot, condition in enumerate(conditions, 1)
-        ]
+        )
+        # Of a row that is gone the slot is left alone.
+        free = self.rows.is_there(self.staged)
+        insert = f"INSERT INTO {self.name}(slot, live, moment, {columns}) {rivals}"
+        return [f"{insert} ON CONFLICT(slot) DO UPDATE SET {update} WHERE {free}"]
 
     def _but_earlier(self, conditions: list[str], slot: int) -> str:
         """A row that two constraints name is staged for the first one."""
@@ -166,12 +166,14 @@ class Stage:
             return None
         return sorted({t.column for i in self.rows.shape.unique for t in i.terms if t.column})
 
-    def _of_columns(self, columns: list[str] | None) -> str:
-        # A generated column changes although it is never named.
+    def _colliding_update(self) -> str:
+        """The event of an UPDATE that can evict; without columns where they can't be told."""
         shape = self.rows.shape
+        columns = self._colliding_columns()
+        # A generated column changes although it is never named.
         if columns is None or any(shape.column(name).generated for name in columns):
-            return ""
-        return self.rows.names_in_set(columns)
+            return "UPDATE"
+        return f"UPDATE OF {self.rows.names_in_set(columns)}"
 
     # After a write: what is gone.
 
@@ -182,15 +184,19 @@ class Stage:
         old, new = self.rows.old, self.rows.new
         moved = f"NOT ({same(new.identity, old.identity)})"
         was_old = same(old.identity, self.staged.identity)
-        replaced = f"{moved} AND {same(new.identity, self.staged.identity)}"
-        refreshed = ", ".join(
-            f"{column} = {value}"
-            for column, value in zip(
-                [*self._key, *self._values], [*new.identity, *new.values], strict=True
-            )
+        # If it looks otherwise than the row that was staged, it has replaced that one already.
+        unlike = " OR ".join(
+            f"{a} IS NOT {b}" for a, b in zip(self.staged.values, old.values, strict=True)
         )
-        refresh = f"UPDATE {self.name} SET {refreshed} WHERE {was_old}"
-        suffix, event, _, steps = self._cleaning("AFTER UPDATE", "")
+        was_old = f"{was_old} AND NOT ({unlike})"
+        replaced = f"{moved} AND {same(new.identity, self.staged.identity)}"
+        present = ", ".join([*self.rows.present.identity, *self.rows.present.values])
+        refresh = (
+            f"UPDATE {self.name} SET ({', '.join([*self._key, *self._values])}) = (SELECT {present}"
+            f" FROM {self.rows.table} _cdchub_r WHERE {same(self.rows.present.identity, new.identity)})"
+            f" WHERE {was_old} AND {self.rows.is_there(new)}"
+        )
+        suffix, event, _, steps = self._cleaning(f"AFTER {self._colliding_update()}", "")
         steps = [*self._take_off(replaced), refresh, *steps]
         when = f"moment <> julianday() OR {self._gone} OR ({moved} AND ({was_old} OR {replaced}))"
         yield suffix, event, self._any(when), steps

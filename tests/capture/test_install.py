@@ -247,6 +247,19 @@ def test_only_a_better_grade_breaks(db: apsw.Connection) -> None:
     assert [op for op, _ in outbox(db)] == ["b", "c", "d", "c"]
 
 
+def test_capture_stays_newer_than_users_triggers(db: apsw.Connection) -> None:
+    db.execute("CREATE TABLE t(a INTEGER PRIMARY KEY, b UNIQUE); INSERT INTO t VALUES (1, 1), (2, 2)")
+    install.reconcile(db)
+    db.execute("CREATE TRIGGER z AFTER UPDATE ON t BEGIN UPDATE t SET b = 2 WHERE a = 1; END")
+    assert install.reconcile(db).broken == []
+    version = db.pragma("schema_version")
+    assert (install.reconcile(db).broken, db.pragma("schema_version")) == ([], version)
+    with pytest.raises(apsw.ConstraintError):
+        db.execute("UPDATE OR FAIL t SET b = 3 WHERE a = 1")
+    assert list(db.execute("SELECT b FROM t WHERE a = 1")) == [(3,)], "so it is with OR FAIL"
+    assert [op for op, _ in outbox(db)] == ["u"]
+
+
 def test_a_captured_table_can_be_rebuilt_by_another_library() -> None:
     """No trigger on anything else names the table: it would stop the last step, the rename."""
     db = sqlite3.connect(":memory:", isolation_level=None)
