@@ -184,11 +184,9 @@ class Stage:
         old, new = self.rows.old, self.rows.new
         moved = f"NOT ({same(new.identity, old.identity)})"
         was_old = same(old.identity, self.staged.identity)
-        # If it looks otherwise than the row that was staged, it has replaced that one already.
-        unlike = " OR ".join(
-            f"{a} IS NOT {b}" for a, b in zip(self.staged.values, old.values, strict=True)
-        )
-        was_old = f"{was_old} AND NOT ({unlike})"
+        # If it looks otherwise than the row that was staged, it has replaced that one already. Row
+        # values, because a term for each of many columns would be too deep an expression.
+        was_old += f" AND ({', '.join(self.staged.values)}) IS ({', '.join(old.values)})"
         replaced = f"{moved} AND {same(new.identity, self.staged.identity)}"
         present = ", ".join([*self.rows.present.identity, *self.rows.present.values])
         refresh = (
