@@ -196,7 +196,7 @@ class Stage:
         )
         suffix, event, _, steps = self._cleaning(f"AFTER {self._colliding_update()}", "")
         steps = [*self._take_off(replaced), refresh, *steps]
-        when = f"moment <> julianday() OR {self._gone} OR ({moved} AND ({was_old} OR {replaced}))"
+        when = f"{self._rubbish} OR {self._gone} OR ({moved} AND ({was_old} OR {replaced}))"
         yield suffix, event, self._any(when), steps
         # A staged row that stays in its place only changes its image: so does each DO UPDATE.
         yield "r", "AFTER UPDATE", f"NOT ({moved}) AND {self._any(was_old)}", [refresh]
@@ -210,7 +210,7 @@ class Stage:
     def _cleaning(self, event: str, replaced: str) -> Trigger:
         """Reports what is gone, or was replaced in its place, and takes it off; rubbish too."""
         gone = f"({replaced} OR {self._gone})" if replaced else self._gone
-        removed = f"moment <> julianday() OR {gone}"
+        removed = f"{self._rubbish} OR {gone}"
         steps = [self._report(gone), f"DELETE FROM {self.name} WHERE {removed}"]
         return "c", event, self._any(removed), steps
 
@@ -223,9 +223,14 @@ class Stage:
         return self._emit(
             self.staged,
             self.name,
-            f"live AND {condition} AND NOT EXISTS (SELECT 1 FROM {self.name} _cdchub_s"
+            f"{self.name}.live AND {condition} AND NOT EXISTS (SELECT 1 FROM {self.name} _cdchub_s"
             f" WHERE _cdchub_s.slot < {self.name}.slot AND _cdchub_s.live AND {twin})",
         )
+
+    @property
+    def _rubbish(self) -> str:
+        # With the table's name here and elsewhere: a user's column may have any name of ours.
+        return f"{self.name}.moment <> julianday()"
 
     @property
     def _gone(self) -> str:

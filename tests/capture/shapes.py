@@ -213,6 +213,13 @@ CASES = [
         table='"t "" ö;"',
     ),
     Case(
+        "columns_named_as_ours",
+        (
+            "CREATE TABLE t(id PRIMARY KEY, u UNIQUE, v, live UNIQUE, moment, slot, k0, s0, op, v0)",
+            "CREATE UNIQUE INDEX ix ON t(lower(moment), slot)",
+        ),
+    ),
+    Case(
         "named_as_a_row_of_a_trigger",
         ('CREATE TABLE "new"(id INTEGER PRIMARY KEY, u UNIQUE, v, "old" UNIQUE)',),
         table='"new"',
