@@ -18,7 +18,7 @@ Lsn = NewType("Lsn", int)
 Epoch = NewType("Epoch", str)
 
 EPOCH_PATTERN = re.compile(r"[A-Za-z0-9_-]{6,32}")
-# SQLite's AUTOINCREMENT ends at 2^63 - 1 (sqlite.org/autoinc.html), so no LSN is larger.
+# SQLite's rowids end at 2^63 - 1 (sqlite.org/autoinc.html), so no LSN is larger.
 LSN_MAX = 2**63 - 1
 _LSN_DIGITS_MAX = len(str(LSN_MAX))
 

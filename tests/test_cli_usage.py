@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import socket
 import subprocess
@@ -10,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from cdchub.capture.choice import Choice, TableChoice
+from cdchub.capture.table import Grade
+from cdchub.cli.serve import choice_from
 from tests.harness import PATIENCE_S, cdchub, clean_environment, make_database, run_sql
 
 
@@ -152,3 +156,17 @@ def test_a_bad_file_of_options_is_wrong_usage(mixed: Path, tmp_path: Path, text:
     config = tmp_path / "hub.toml"
     config.write_text(text + "\n")
     fails(run_briefly("serve", str(mixed), "--config", str(config)), 2, str(config))
+
+
+@pytest.mark.parametrize(
+    ("text", "choice"),
+    [
+        ("t", TableChoice("t")),
+        ("t:room=a:b", TableChoice("t", "a:b")),
+        ("t:capture=plain", TableChoice("t", grade=Grade.PLAIN)),
+        ("a:b:room=c:capture=full", TableChoice("a:b", "c", Grade.FULL)),
+    ],
+)
+def test_a_table_option_names_room_and_grade(text: str, choice: TableChoice) -> None:
+    options = argparse.Namespace(table=[text], exclude=[])
+    assert choice_from(options) == Choice((choice,))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from cdchub.capture.table import Database, Shape, columns_of, read_shape, user_tables
+from cdchub.capture.table import Database, Grade, Shape, columns_of, read_shape, user_tables
 from cdchub.catalog import fold_name
 from cdchub.errors import TableRefused
 
@@ -15,16 +15,18 @@ _SECRET = re.compile(r"passw|secret|token|hash|api_?key|private_?key|credential"
 
 
 class TableChoice(msgspec.Struct, frozen=True):
-    """One `--table T[:room=COL]`."""
+    """One `--table T[:room=COL][:capture=full|plain]`."""
 
     table: str
     room: str | None = None
+    grade: Grade = Grade.FULL
 
 
 class Choice(msgspec.Struct, frozen=True):
     """What is to be captured: `tables` is None for every user table, also later ones.
 
-    `rooms` names room columns of some of them. What is excluded stays out, even if it is named.
+    `rooms` names room columns and grades of some of them. What is excluded stays out, even if it
+    is named.
     """
 
     tables: tuple[TableChoice, ...] | None = None
@@ -39,21 +41,22 @@ def wanted_shapes(
     tables = user_tables(db)
     exclusions = Exclusions(choice.exclude, tables, strict=strict)
     folded = {fold_name(name): name for name in tables}
-    rooms = {}
+    named = {}
     for chosen in choice.rooms if choice.tables is None else choice.tables:
-        rooms[folded.get(fold_name(chosen.table), chosen.table)] = chosen.room
+        named[folded.get(fold_name(chosen.table), chosen.table)] = chosen
     wanted: dict[str, Shape] = {}
-    for name in dict.fromkeys([*rooms, *(tables if choice.tables is None else ())]):
+    for name in dict.fromkeys([*named, *(tables if choice.tables is None else ())]):
         if name in exclusions.tables:
             continue
         excluded = exclusions.columns.get(name, frozenset())
         if not strict:
             present = columns_of(db, name)
             excluded = frozenset(column for column in excluded if fold_name(column) in present)
+        how = named.get(name, TableChoice(name))
         try:
-            wanted[name] = read_shape(db, name, room=rooms.get(name), excluded=excluded)
+            wanted[name] = read_shape(db, name, room=how.room, excluded=excluded, grade=how.grade)
         except TableRefused as error:
-            if strict and (name in rooms or excluded):
+            if strict and (name in named or excluded):
                 raise
             warnings.append(str(error))
     return wanted

@@ -277,8 +277,7 @@ class CommitEnds:
     found a visible commit, and reads no further than the commit of `head`.
 
     Where the WAL was restarted, replaced or truncated since the last call, or is looked at for the
-    first time, the first end may stand for several commits: the ones that were in the WAL before.
-    The answer is None where
+    first time, the first end may stand for several commits. The answer is None where
 
     - the outbox's last leaf and sqlite_sequence differ (see above), or its LSNs went back;
     - it can't be read.
@@ -295,7 +294,6 @@ class CommitEnds:
 
     def upto(self, *, after: int, head: int, root_page: int, held: bool = False) -> list[int] | None:
         """The LSNs in (after, head] at which a commit ended, ascending; the last one is `head`.
-        None where they can't be told.
 
         `head` is the last LSN in a read transaction that began after the last call. `held` says that
         it is still open: then no commit after it can be in another WAL than the present one, so that

@@ -5,8 +5,8 @@ the caller's transaction: after it, every change that commits is either in the o
 a break. It is the one way in: `init`, the start of `serve` and every later schema change use it.
 
 Objects of ours, all prefixed `_cdchub_`: `meta` (identity and selection), `tables` (the shapes, by
-id), `outbox`, one `stage_<id>` and six triggers a table. `uninstall` removes all of them; an empty
-`sqlite_sequence` may stay, because SQLite can't drop it.
+id), `outbox`, and for each table its triggers and, but for grade PLAIN, a `stage_<id>`. `uninstall`
+removes all of them; an empty `sqlite_sequence` may stay, because SQLite can't drop it.
 """
 
 from __future__ import annotations
@@ -21,25 +21,28 @@ import msgspec
 
 from cdchub.capture.choice import Choice, wanted_shapes, warnings_for
 from cdchub.capture.difference import ShapeVersion
+from cdchub.capture.stage import stage_name
 from cdchub.capture.table import (
     OWN_PREFIX,
     Database,
+    Grade,
     Shape,
     literal,
     quote,
 )
 from cdchub.capture.telling import Teller, Told
-from cdchub.capture.triggers import OUTBOX, capture_sql, stage_name, value_columns
+from cdchub.capture.triggers import OUTBOX, capture_sql, value_columns
 from cdchub.catalog import Catalog, fold_name
 from cdchub.errors import TableRefused
 from cdchub.log.protocol import KnownRows
 
 META = f"{OWN_PREFIX}meta"
 TABLES = f"{OWN_PREFIX}tables"
+_OURS = literal(f"{OWN_PREFIX}*")
 
-# Unix milliseconds. julianday is older than any function with "subsec", and 'now' is one moment
-# within a statement (sqlite.org/lang_datefunc.html).
-_NOW_MS = "CAST((julianday('now') - 2440587.5) * 86400000.0 + 0.5 AS INTEGER)"
+# Unix milliseconds. julianday is older than any function with "subsec"; without an argument it is
+# now, which is one moment within a statement (sqlite.org/lang_datefunc.html).
+_NOW_MS = "CAST((julianday() - 2440587.5) * 86400000.0 + 0.5 AS INTEGER)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +183,7 @@ def _attempt(db: Database, action: Callable[[], None], outcome: Outcome, *, stri
 
 def uninstall(db: Database) -> None:
     """Removes every trace of capture, in the caller's write transaction."""
-    mine = literal(f"{OWN_PREFIX}*")
-    names = list(db.execute(f"SELECT type, name FROM sqlite_schema WHERE name GLOB {mine}"))
+    names = list(db.execute(f"SELECT type, name FROM sqlite_schema WHERE name GLOB {_OURS}"))
     for kind in ("trigger", "table"):
         for found, name in names:
             if found == kind:
@@ -195,7 +197,8 @@ def _create(db: Database, choice: Choice) -> None:
     db.execute(
         f"CREATE TABLE {TABLES}(id INTEGER PRIMARY KEY, shape TEXT NOT NULL, active INTEGER NOT NULL)"
     )
-    # AUTOINCREMENT: an LSN is never used again, even when the outbox has been pruned.
+    # AUTOINCREMENT: an LSN is never used again, even when the outbox has been pruned; and the page
+    # with its sequence tells where each commit ended (`commits`).
     db.execute(
         f"CREATE TABLE {OUTBOX}(lsn INTEGER PRIMARY KEY AUTOINCREMENT, tbl INTEGER, op TEXT, rid, "
         f"ts INTEGER DEFAULT ({_NOW_MS}), nonce INTEGER DEFAULT (random()), v0, v1)"
@@ -234,23 +237,33 @@ def _noted_schema(db: Database) -> str | None:
 
 
 def _stands(db: Database, shape: Shape, table_id: int) -> bool:
-    """Whether all objects of this table are there, word for word."""
+    """Whether all objects of this table are there, word for word, and no trigger is newer.
+
+    The newest fires first. If a user's one fails then under OR FAIL, SQLite keeps the row as it has
+    become and never gets to ours.
+    """
     wanted = capture_sql(shape, table_id)
     marks = ", ".join("?" * len(wanted))
     found = dict(
         db.execute(f"SELECT name, sql FROM sqlite_schema WHERE name IN ({marks})", tuple(wanted))
     )
-    return found == wanted
+    newer = db.execute(
+        "SELECT 1 FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = ? COLLATE NOCASE"
+        f" AND name NOT GLOB {_OURS} AND rowid > (SELECT min(rowid) FROM sqlite_schema"
+        f" WHERE type = 'trigger' AND name IN ({marks}))",
+        (shape.name, *wanted),
+    )
+    return found == wanted and not list(newer)
 
 
 def _replace(db: Database, old: ShapeVersion, wanted: Shape, teller: Teller) -> None:
     """Captures a table anew after its shape, its indexes or its triggers have changed."""
     escaped = not _triggers_stand(db, old.shape, old.id)
-    same_rows = msgspec.structs.replace(old.shape, unique=()) == msgspec.structs.replace(
-        wanted, unique=()
-    )
+    same_rows = _apart_from_rivals(old.shape) == _apart_from_rivals(wanted)
     # Under a new unique index REPLACE evicted rows that the old triggers did not look for.
-    fewer_rivals = set(wanted.unique) <= set(old.shape.unique)
+    fewer_rivals = wanted.grade is Grade.PLAIN or (
+        old.shape.grade is Grade.FULL and set(wanted.unique) <= set(old.shape.unique)
+    )
     _drop_capture(db, old.id)
     if same_rows and fewer_rivals and not escaped:
         _set_shape(db, old.id, wanted)
@@ -262,6 +275,10 @@ def _replace(db: Database, old: ShapeVersion, wanted: Shape, teller: Teller) -> 
     # A row that changes shape has the values of both, after the older one's id.
     _widen_outbox(db, load(db).width_of(new.id, moved=True))
     teller.changed(old, new)
+
+
+def _apart_from_rivals(shape: Shape) -> Shape:
+    return msgspec.structs.replace(shape, unique=(), grade=Grade.FULL)
 
 
 def _enter(db: Database, shape: Shape, teller: Teller) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from enum import Enum
 from typing import Any, Protocol
 
 import msgspec
@@ -30,6 +31,16 @@ class Database(Protocol):
     def iterate(self, sql: str, parameters: Sequence[Any] = ..., /) -> Iterable[Any]:
         """The rows as they are asked for, not all at once."""
         ...
+
+
+class Grade(Enum):
+    """How much of what happens to a table is captured; in the order of what a write costs.
+
+    PLAIN is for tables that nobody writes with REPLACE: rows that it evicts go unseen.
+    """
+
+    FULL = "full"
+    PLAIN = "plain"
 
 
 class Column(msgspec.Struct, frozen=True):
@@ -69,6 +80,7 @@ class Shape(msgspec.Struct, frozen=True):
     strict: bool
     unique: tuple[UniqueIndex, ...]
     room: str | None
+    grade: Grade = Grade.FULL
 
     def column(self, name: str) -> Column:
         return next(column for column in self.columns if column.name == name)
@@ -127,7 +139,12 @@ def columns_of(db: Database, table: str) -> frozenset[str]:
 
 
 def read_shape(
-    db: Database, name: str, *, room: str | None, excluded: frozenset[str] = frozenset()
+    db: Database,
+    name: str,
+    *,
+    room: str | None,
+    excluded: frozenset[str] = frozenset(),
+    grade: Grade = Grade.FULL,
 ) -> Shape:
     """The shape of table `name`. Raises `TableRefused` with the reason where it can't be captured.
 
@@ -167,6 +184,7 @@ def read_shape(
         strict=bool(strict),
         unique=unique,
         room=None,
+        grade=grade,
     )
     if shape.key_nullable and "rowid" in map(fold_name, key):
         raise TableRefused(

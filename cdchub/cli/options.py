@@ -137,7 +137,7 @@ def _choice(command: Parser) -> None:
         "--table",
         action="append",
         default=[],
-        metavar="T[:room=COL]",
+        metavar="T[:room=COL][:capture=plain]",
         help="a table to capture; without it (or with *) every user table, also later ones",
     )
     command.add_argument(

@@ -16,6 +16,7 @@ import uvloop
 from cdchub import views
 from cdchub.capture.choice import Choice, TableChoice
 from cdchub.capture.connection import open_source, source_paths, write_transaction
+from cdchub.capture.table import Grade
 from cdchub.config import Config, HttpConfig, LogConfig, StreamConfig
 from cdchub.errors import UsageError
 from cdchub.http import is_loopback, is_origin
@@ -111,12 +112,25 @@ def choice_from(options: argparse.Namespace) -> Choice | None:
 
 
 def _table_choice(text: str) -> TableChoice:
-    name, mark, room = text.rpartition(":room=")
+    # Options are cut off at the end, so that a name may hold a colon.
+    rest, mark, word = text.rpartition(":capture=")
+    grade = _grade(text, word) if mark else Grade.FULL
+    named = rest if mark else text
+    name, mark, room = named.rpartition(":room=")
     if not mark:
-        return TableChoice(text)
-    if not name or not room:
-        raise UsageError(f"--table {text}: use T:room=COL")
-    return TableChoice(name, room)
+        name = named
+    if not name or (mark and not room):
+        raise UsageError(f"--table {text}: use T[:room=COL][:capture=full|plain]")
+    return TableChoice(name, room if mark else None, grade)
+
+
+def _grade(text: str, word: str) -> Grade:
+    try:
+        return Grade(word)
+    except ValueError:
+        raise UsageError(
+            f"--table {text}: :capture= comes last and is 'full' or 'plain', not {word!r}"
+        ) from None
 
 
 def create_demo(path: Path) -> None:

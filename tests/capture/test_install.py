@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sqlite3
+
 import apsw
 import pytest
 
 from cdchub.capture import install
 from cdchub.capture.choice import Choice, TableChoice
-from cdchub.capture.table import parse_index, read_shape
+from cdchub.capture.table import Grade, parse_index, read_shape
 from cdchub.capture.telling import TOLD_ROWS_MAX
 from cdchub.capture.triggers import OUTBOX
 from cdchub.errors import TableRefused
@@ -217,6 +219,58 @@ def test_a_narrower_choice_ends_the_capture_of_the_rest(db: apsw.Connection) -> 
     db.execute("INSERT INTO a VALUES (1)")
     assert "c" not in [op for op, _ in outbox(db)]
     assert install.reconcile(db).captured.choice == Choice((TableChoice("B", "y"),)), "it is kept"
+
+
+def test_the_plain_grade_has_no_stage_and_misses_only_what_replace_evicts(
+    db: apsw.Connection,
+) -> None:
+    db.execute("CREATE TABLE t(a INTEGER PRIMARY KEY, b UNIQUE)")
+    install.reconcile(db, Choice(rooms=(TableChoice("t", grade=Grade.PLAIN),)))
+    names = "SELECT name FROM sqlite_schema WHERE name GLOB '_cdchub_stage*'"
+    assert list(db.execute(names)) == []
+    db.execute("INSERT INTO t VALUES (1, 'x'); UPDATE t SET a = 2; REPLACE INTO t VALUES (3, 'x')")
+    assert [op for op, _ in outbox(db)] == ["c", "d", "c", "c"]
+    assert install.reconcile(db).told.broken == []
+    install.uninstall(db)
+    left = "SELECT name FROM sqlite_schema WHERE type <> 'index' AND name <> 'sqlite_sequence'"
+    assert list(db.execute(left)) == [("t",)]
+
+
+def test_only_a_better_grade_breaks(db: apsw.Connection) -> None:
+    """Under the lesser one rows may have escaped."""
+    db.execute("CREATE TABLE t(a INTEGER PRIMARY KEY, b UNIQUE)")
+    install.reconcile(db)
+    plain = Choice((TableChoice("t", grade=Grade.PLAIN),))
+    assert install.reconcile(db, plain).told.broken == []
+    assert install.reconcile(db).captured.choice == plain, "it is kept"
+    assert install.reconcile(db, Choice()).told.broken == ["t"]
+    db.execute("INSERT INTO t VALUES (1, 'x'); REPLACE INTO t VALUES (3, 'x')")
+    assert [op for op, _ in outbox(db)] == ["s", "b", "c", "d", "c"]
+
+
+def test_capture_stays_newer_than_users_triggers(db: apsw.Connection) -> None:
+    db.execute("CREATE TABLE t(a INTEGER PRIMARY KEY, b UNIQUE); INSERT INTO t VALUES (1, 1), (2, 2)")
+    install.reconcile(db)
+    db.execute("CREATE TRIGGER z AFTER UPDATE ON t BEGIN UPDATE t SET b = 2 WHERE a = 1; END")
+    assert install.reconcile(db).told.broken == []
+    version = db.pragma("schema_version")
+    assert (install.reconcile(db).told.broken, db.pragma("schema_version")) == ([], version)
+    with pytest.raises(apsw.ConstraintError):
+        db.execute("UPDATE OR FAIL t SET b = 3 WHERE a = 1")
+    assert list(db.execute("SELECT b FROM t WHERE a = 1")) == [(3,)], "so it is with OR FAIL"
+    assert [op for op, _ in outbox(db)] == ["u"]
+
+
+def test_a_captured_table_can_be_rebuilt_by_another_library() -> None:
+    """No trigger on anything else names the table: it would stop the last step, the rename."""
+    db = sqlite3.connect(":memory:", isolation_level=None)
+    db.execute("CREATE TABLE t(a INTEGER PRIMARY KEY, b UNIQUE)")
+    install.reconcile(db)
+    db.execute("CREATE TABLE n(a INTEGER PRIMARY KEY, b UNIQUE, c)")
+    db.execute("DROP TABLE t")
+    db.execute("ALTER TABLE n RENAME TO t")
+    assert install.reconcile(db).told.broken == ["t"]
+    db.close()
 
 
 def test_uninstalling_leaves_no_trace(db: apsw.Connection) -> None:

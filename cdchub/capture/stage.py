@@ -1,0 +1,244 @@
+"""What REPLACE evicts: the rows in the way of a write, put aside before it and looked for after it.
+
+With default pragmas REPLACE removes rows without firing a DELETE trigger (sqlite.org/lang_conflict
+.html). So BEFORE triggers put the rows that a unique index would evict on a stage, one slot for each
+index, and AFTER triggers take off what is gone from the table; a trigger on the stage reports it.
+
+- The body of a BEFORE trigger runs only if there is a rival, that of a cleaning one only if there is
+  something to clean: a write that collides with nothing pays for the look alone.
+- A row that was staged and stayed (IGNORE, DO UPDATE) is rubbish once its statement has ended. No
+  trigger sees an end, but 'now' is one moment within a statement (sqlite.org/lang_datefunc.html):
+  what was staged at another moment is removed, and reported only if it is gone.
+- The stage is written by upsert, because the conflict policy of the user's statement overrides any
+  other policy inside a trigger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from cdchub.capture.rows import Image, Rows, same
+from cdchub.capture.table import OWN_PREFIX, UniqueIndex, literal, quote
+
+# What it is called after the table's prefix, its event, its WHEN, and the statements of its body.
+Trigger = tuple[str, str, str, list[str]]
+
+
+def stage_name(table_id: int) -> str:
+    return f"{OWN_PREFIX}stage_{table_id}"
+
+
+class Stage:
+    """The stage of one table: its SQL, and the steps of the triggers that use it."""
+
+    def __init__(self, rows: Rows, table_id: int, emit: Callable[[Image, str, str], str]) -> None:
+        self.rows = rows
+        self._emit = emit
+        self.name = stage_name(table_id)
+        self._key = [f"k{i}" for i in range(len(rows.identity))]
+        self._values = [f"s{i}" for i in range(len(rows.shape.captured))]
+        self.staged = self.image(self.name)
+
+    def create(self) -> str:
+        columns = ", ".join([*self._key, *self._values])
+        return f"CREATE TABLE {self.name}(slot INTEGER PRIMARY KEY, live, moment, {columns})"
+
+    def image(self, row: str) -> Image:
+        values = dict(zip(self.rows.shape.captured, self._values, strict=True))
+        return Image(
+            tuple(f"{row}.{key}" for key in self._key),
+            {name: f"{row}.{column}" for name, column in values.items()},
+        )
+
+    # Before a write: what is in its way.
+
+    def before_insert(self) -> Iterable[Trigger]:
+        yield from self._before("BEFORE INSERT", "", "")
+
+    def before_update(self) -> Iterable[Trigger]:
+        columns = self._colliding_columns()
+        but = f" AND NOT ({same(self.rows.other.identity, self.rows.old.identity)})"
+        changed = ""
+        if columns is not None:
+            differ = [f"NEW.{quote(c)} COLLATE BINARY IS NOT OLD.{quote(c)}" for c in columns]
+            if self.rows.rowid:
+                differ.append(f"NEW.{self.rows.rowid} IS NOT OLD.{self.rows.rowid}")
+            changed = f"({' OR '.join(differ)}) AND "
+        yield from self._before(f"BEFORE {self._colliding_update()}", but, changed)
+
+    def _before(self, event: str, but: str, changed: str) -> Iterable[Trigger]:
+        """One trigger stages the rivals; another makes room where a slot may not be used again.
+
+        A row that is gone must be reported first: a user's trigger may write to the table in the
+        middle of another row's REPLACE. So the one leaves such slots alone and the other fills
+        them too, and it doesn't matter which of them SQLite fires first. They are two, because an
+        INSERT from a SELECT goes through a temporary table, which takes longer than all the rest,
+        when anything in its trigger, even the WHEN, reads the table that it inserts into.
+        """
+        conditions = self._rivals()
+        if not conditions:
+            return
+        rivals = " OR ".join(
+            f"EXISTS (SELECT 1 FROM {self.rows.table} _cdchub_o WHERE {condition}{but})"
+            for condition in conditions
+        )
+        put = self._put(conditions, but)
+        yield "b", event, f"{changed}({rivals})", put
+        yield "g", event, f"{changed}{self._any(self._gone)}", [*self._take_off(self._gone), *put]
+
+    def _any(self, condition: str) -> str:
+        return f"EXISTS (SELECT 1 FROM {self.name} WHERE {condition})"
+
+    def _put(self, conditions: list[str], but: str) -> list[str]:
+        """Each rival into its slot.
+
+        One statement per constraint: one OR over all of them would scan the table.
+        """
+        columns = ", ".join([*self._key, *self._values])
+        values = ", ".join([*self.rows.other.identity, *self.rows.other.values])
+        update = ", ".join(f"{c} = excluded.{c}" for c in ["live", "moment", *self._key, *self._values])
+        rivals = " UNION ALL ".join(
+            f"SELECT {slot}, 1, julianday(), {values} FROM {self.rows.table} _cdchub_o"
+            f" WHERE {condition}{but}{self._but_earlier(conditions, slot)}"
+            for slot, condition in enumerate(conditions, 1)
+        )
+        # Of a row that is gone the slot is left alone.
+        free = self.rows.is_there(self.staged)
+        insert = f"INSERT INTO {self.name}(slot, live, moment, {columns}) {rivals}"
+        return [f"{insert} ON CONFLICT(slot) DO UPDATE SET {update} WHERE {free}"]
+
+    def _but_earlier(self, conditions: list[str], slot: int) -> str:
+        """A row that two constraints name is staged for the first one."""
+        if slot == 1 or not self._plain():
+            return ""
+        return "".join(f" AND ({condition}) IS NOT TRUE" for condition in conditions[: slot - 1])
+
+    def _rivals(self) -> list[str]:
+        """For each constraint, the condition that `_cdchub_o` stands where NEW wants to be."""
+        shape = self.rows.shape
+        conditions = [self._rival(index) for index in shape.unique]
+        if self.rows.rowid:
+            conditions.insert(0, same(self.rows.other.identity, self.rows.new.identity))
+        return conditions
+
+    def _rival(self, index: UniqueIndex) -> str:
+        """That `_cdchub_o` and NEW collide in `index`. NULLs are distinct, so `=` is right for them.
+
+        An expression or a predicate is not rewritten: its text is evaluated where the columns'
+        names mean the other row, and in a scope where they mean NEW.
+        """
+        parts = []
+        for term in index.terms:
+            collate = f"COLLATE {quote(term.collation)}"
+            if term.column is not None:
+                parts.append(
+                    f"_cdchub_o.{quote(term.column)} {collate} = {self._new_value(term.column)}"
+                )
+            else:
+                theirs = f"({term.expression})"
+                parts.append(f"{theirs} {collate} = (SELECT {theirs} FROM {self._new()})")
+        if index.predicate is not None:
+            parts.append(f"({index.predicate})")
+            parts.append(f"(SELECT ({index.predicate}) FROM {self._new()})")
+        return "(" + " AND ".join(parts) + ")"
+
+    def _new(self) -> str:
+        """NEW as a one-row table with the columns' own names."""
+        columns = self.rows.shape.columns
+        values = (f"{self._new_value(c.name)} AS {quote(c.name)}" for c in columns)
+        return f"(SELECT {', '.join(values)})"
+
+    def _new_value(self, name: str) -> str:
+        column = self.rows.shape.column(name)
+        if column.not_null and column.default is not None:
+            # REPLACE puts a NOT NULL column's default for NULL, but only after BEFORE triggers ran.
+            return f"coalesce(NEW.{quote(name)}, {_default(column.default)})"
+        return f"NEW.{quote(name)}"
+
+    def _plain(self) -> bool:
+        """Whether all unique indexes are on columns alone."""
+        indexes = self.rows.shape.unique
+        return not any(i.predicate or any(t.column is None for t in i.terms) for i in indexes)
+
+    def _colliding_columns(self) -> list[str] | None:
+        """The columns that unique indexes are on; None where that can't be told."""
+        if not self._plain():
+            return None
+        return sorted({t.column for i in self.rows.shape.unique for t in i.terms if t.column})
+
+    def _colliding_update(self) -> str:
+        """The event of an UPDATE that can evict; without columns where they can't be told."""
+        shape = self.rows.shape
+        columns = self._colliding_columns()
+        # A generated column changes although it is never named.
+        if columns is None or any(shape.column(name).generated for name in columns):
+            return "UPDATE"
+        return f"UPDATE OF {self.rows.names_in_set(columns)}"
+
+    # After a write: what is gone.
+
+    def after_insert(self) -> Iterable[Trigger]:
+        yield self._cleaning("AFTER INSERT", same(self.rows.new.identity, self.staged.identity))
+
+    def after_update(self) -> Iterable[Trigger]:
+        old, new = self.rows.old, self.rows.new
+        moved = f"NOT ({same(new.identity, old.identity)})"
+        was_old = same(old.identity, self.staged.identity)
+        # If it looks otherwise than the row that was staged, it has replaced that one already. Row
+        # values, because a term for each of many columns would be too deep an expression.
+        was_old += f" AND ({', '.join(self.staged.values)}) IS ({', '.join(old.values)})"
+        replaced = f"{moved} AND {same(new.identity, self.staged.identity)}"
+        present = ", ".join([*self.rows.present.identity, *self.rows.present.values])
+        refresh = (
+            f"UPDATE {self.name} SET ({', '.join([*self._key, *self._values])}) = (SELECT {present}"
+            f" FROM {self.rows.table} _cdchub_r WHERE {same(self.rows.present.identity, new.identity)})"
+            f" WHERE {was_old} AND {self.rows.is_there(new)}"
+        )
+        suffix, event, _, steps = self._cleaning(f"AFTER {self._colliding_update()}", "")
+        steps = [*self._take_off(replaced), refresh, *steps]
+        when = f"{self._rubbish} OR {self._gone} OR ({moved} AND ({was_old} OR {replaced}))"
+        yield suffix, event, self._any(when), steps
+        # A staged row that stays in its place only changes its image: so does each DO UPDATE.
+        yield "r", "AFTER UPDATE", f"NOT ({moved}) AND {self._any(was_old)}", [refresh]
+
+    def after_delete(self) -> Iterable[Trigger]:
+        # The DELETE itself is reported by the table's own trigger.
+        suffix, event, when, steps = self._cleaning("AFTER DELETE", "")
+        old = same(self.rows.old.identity, self.staged.identity)
+        yield suffix, event, when, [f"UPDATE {self.name} SET live = 0 WHERE {old}", *steps]
+
+    def _cleaning(self, event: str, replaced: str) -> Trigger:
+        """Reports what is gone, or was replaced in its place, and takes it off; rubbish too."""
+        gone = f"({replaced} OR {self._gone})" if replaced else self._gone
+        removed = f"{self._rubbish} OR {gone}"
+        steps = [self._report(gone), f"DELETE FROM {self.name} WHERE {removed}"]
+        return "c", event, self._any(removed), steps
+
+    def _take_off(self, condition: str) -> list[str]:
+        return [self._report(condition), f"DELETE FROM {self.name} WHERE {condition}"]
+
+    def _report(self, condition: str) -> str:
+        # What two slots hold is reported once.
+        twin = same([f"_cdchub_s.{key}" for key in self._key], self.staged.identity)
+        return self._emit(
+            self.staged,
+            self.name,
+            f"{self.name}.live AND {condition} AND NOT EXISTS (SELECT 1 FROM {self.name} _cdchub_s"
+            f" WHERE _cdchub_s.slot < {self.name}.slot AND _cdchub_s.live AND {twin})",
+        )
+
+    @property
+    def _rubbish(self) -> str:
+        # With the table's name here and elsewhere: a user's column may have any name of ours.
+        return f"{self.name}.moment <> julianday()"
+
+    @property
+    def _gone(self) -> str:
+        return f"NOT {self.rows.is_there(self.staged)}"
+
+
+def _default(text: str) -> str:
+    """A DEFAULT as an expression: in double quotes SQLite takes it for a string there, not a name."""
+    if not text.startswith('"'):
+        return text
+    return literal(text[1:-1].replace('""', '"'))
