@@ -82,7 +82,8 @@ class TableSchema(msgspec.Struct, frozen=True):
 
     `columns` are the captured ones, `generated` those of them that can't be written, and `sql` is
     the CREATE TABLE statement. `rowid` is a name under which the rowid can be written, if there is
-    one. `whole`: every column is captured, so that `sql` fits the rows.
+    one. `whole`: every column is captured, so that `sql` fits the rows. `begins`: in a note, that
+    the table's rows are told from nothing on.
     """
 
     table: str
@@ -92,6 +93,7 @@ class TableSchema(msgspec.Struct, frozen=True):
     rowid: str | None
     whole: bool
     sql: str
+    begins: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@
     │   ├── SourceOwned          another hub serves this source
     │   ├── DriverConflict       two SQLite libraries on one file in one process
     │   ├── ForeignLog · LogUnusable   the log is another database's, or damaged
+    │   ├── NoBase · NotVerifiable · MigrationFailed   nothing to replay from, or to compare with
     │   └── TableRefused · NotCaptured
     ├── RequestError             a peer's mistake; carries an HTTP status and a stable `code`
     │   ├── MissingTable · UnknownTable · NoRoomColumn · BadPosition · NotImplementedYet
@@ -113,6 +114,22 @@ class TableRefused(StartError):
 class NotCaptured(StartError):
     def __init__(self, path: str) -> None:
         super().__init__(f"{path}: no capture is installed; run `cdchub init {path}`")
+
+
+class NoBase(StartError):
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(
+            f"{path}: {why}; `cdchub init` takes a base snapshot, and so does `cdchub serve` without "
+            "--no-base"
+        )
+
+
+class MigrationFailed(StartError):
+    """The script could not be run, and nothing was changed."""
+
+
+class NotVerifiable(StartError):
+    """The log can't be compared with the source now; the message says what to do."""
 
 
 class RequestError(CdchubError):

@@ -23,7 +23,7 @@ from cdchub.capture.writer import SourceWriterThread
 from cdchub.config import Config
 from cdchub.fanout import Core, Present
 from cdchub.log import LogReader, LogWriter, Ring
-from cdchub.log.protocol import Appended, Cursor, Delivery, Narrowing, Page, Retention
+from cdchub.log.protocol import Appended, Cursor, Delivery, Narrowing, Page
 from cdchub.spools import Spools
 from cdchub.version import __version__
 
@@ -99,15 +99,7 @@ class Hub:
             self.paths,
             writer,
             choice=self._choice,
-            capture=config.capture,
-            base=config.base,
-            retention=Retention(
-                age_s=config.log.retain_age_s,
-                changes_max=config.log.retain_changes,
-                bytes_max=config.log.retain_bytes,
-                to_bases=config.base.enabled,
-            ),
-            retain_every_s=config.log.retain_every_s,
+            config=config,
             deliver=deliver,
         )
         # Off the loop: a source that is busy or a first installation may take seconds.

@@ -71,7 +71,7 @@ PUBLIC = {
         "problem",
         "wants_html",
     },
-    "cdchub.log": {"LogReader", "LogWriter", "Ring"},
+    "cdchub.log": {"LogReader", "LogWriter", "Replica", "Ring"},
     "cdchub.sse": {"Event", "EventParser", "SseFramer", "StreamEndpoint"},
     "cdchub.views": {"FIRST_TODOS", "SCHEMA", "SourceWriter", "TodoApi", "error_page", "routes"},
     "cdchub.ws": set(),

@@ -58,6 +58,12 @@ class BaseKeeper:
         """Whether there is a slice to copy now: then the tailer doesn't wait."""
         return self._copying is not None
 
+    @property
+    def settled(self) -> bool:
+        """Whether the epoch has a base, or can't have one now."""
+        idle = self._reading is None and self._copying is None
+        return idle and (not self.enabled or not self._missing or self._counters.bases_failed > 0)
+
     def begin(self, epoch_number: int, pinned: Pinned | None, shapes: Sequence[Shape]) -> None:
         """Takes up an epoch; with `pinned`, a new one, whose base is what that sees."""
         self.close()

@@ -181,6 +181,11 @@ def _attempt(db: Database, action: Callable[[], None], outcome: Outcome, *, stri
     return True
 
 
+def suspend(db: Database, table_id: int) -> None:
+    """Takes down what captures one table; `reconcile` notices, and puts it up again."""
+    _drop_capture(db, table_id)
+
+
 def uninstall(db: Database) -> None:
     """Removes every trace of capture, in the caller's write transaction."""
     names = list(db.execute(f"SELECT type, name FROM sqlite_schema WHERE name GLOB {_OURS}"))

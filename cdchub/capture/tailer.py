@@ -36,7 +36,7 @@ from cdchub.capture.upkeep import Upkeep
 from cdchub.capture.wake import Hint, Wake
 from cdchub.catalog import Catalog
 from cdchub.change import ChangeType
-from cdchub.config import BaseConfig, CaptureConfig
+from cdchub.config import Config
 from cdchub.errors import CdchubError, StartError
 from cdchub.log.protocol import (
     Appended,
@@ -45,7 +45,6 @@ from cdchub.log.protocol import (
     HistoryChanged,
     KnownRows,
     LogConflict,
-    Retention,
     SchemaChanged,
 )
 
@@ -68,26 +67,21 @@ class Tailer:
         log: AppendLog,
         *,
         choice: Choice | None,
-        capture: CaptureConfig,
-        base: BaseConfig,
-        retention: Retention,
-        retain_every_s: float,
+        config: Config,
         deliver: Callable[[Delivery], None],
     ) -> None:
         self._paths = paths
         self._log = log
         self._choice = choice
-        self._config = capture
+        self._config = capture = config.capture
         self._deliver = deliver
         self._stop = threading.Event()
         self._handover = threading.BoundedSemaphore(capture.handover_batches)
         self._thread = threading.Thread(target=self._run, name="cdchub-tailer")
         self.counters = CaptureCounters()
         self._wake = Wake(paths, poll_s=capture.poll_s)
-        self._bases = BaseKeeper(paths, log, base, self.counters, kick=self.kick)
-        self._upkeep = Upkeep(
-            log, self._bases, retention, retain_every_s=retain_every_s, config=capture
-        )
+        self._bases = BaseKeeper(paths, log, config.base, self.counters, kick=self.kick)
+        self._upkeep = Upkeep(log, self._bases, config)
 
     # Called from outside.
 
@@ -100,6 +94,13 @@ class Tailer:
             self._open(first=True)
         self._wake.watch()
         return self._history(), self._source.captured.catalog()
+
+    def settle(self) -> None:
+        """Waits until the log has its base snapshot, without a thread of the tailer's own."""
+        while not self._bases.settled:
+            self._keep_up(quiet=True)
+            if not self._bases.copying:
+                self._wake.wait(self._config.safety_look_s)
 
     def start(self) -> None:
         """Starts the thread, and with it the deliveries."""

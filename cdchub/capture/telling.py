@@ -44,7 +44,7 @@ class Teller:
         """A table is captured from here on, with the rows that it has."""
         if self._silent:
             return
-        self._note_schema(new.shape)
+        self._note_schema(new.shape, begins=True)
         if self._fits(new.shape):
             self._db.execute(backfill_sql(new.shape, new.id))
             self.told.entered.append(new.shape.name)
@@ -103,8 +103,9 @@ class Teller:
         )
         return bool(list(found))
 
-    def _note_schema(self, shape: Shape) -> None:
-        self._note(shape.name, msgspec.json.encode(schema_of(self._db, shape)).decode())
+    def _note_schema(self, shape: Shape, *, begins: bool = False) -> None:
+        schema = schema_of(self._db, shape, begins=begins)
+        self._note(shape.name, msgspec.json.encode(schema).decode())
 
     def _note(self, name: str, schema: str | None) -> None:
         self._db.execute(f"INSERT INTO {OUTBOX}(op, v0, v1) VALUES ('s', ?, ?)", (name, schema))
@@ -115,7 +116,7 @@ class Teller:
         self.told.broken.append(name)
 
 
-def schema_of(db: Database, shape: Shape) -> TableSchema:
+def schema_of(db: Database, shape: Shape, *, begins: bool = False) -> TableSchema:
     """A shape as the log remembers it."""
     ((sql,),) = db.execute(
         "SELECT sql FROM sqlite_schema WHERE type = 'table' AND name = ?", (shape.name,)
@@ -128,4 +129,5 @@ def schema_of(db: Database, shape: Shape) -> TableSchema:
         rowid=None if shape.rowid_key else shape.rowid,
         whole=len(shape.captured) == len(shape.columns),
         sql=sql,
+        begins=begins,
     )

@@ -13,7 +13,7 @@ from cdchub.capture.connection import BUSY_TIMEOUT_S
 from cdchub.capture.driver import Connection
 from cdchub.capture.outbox import prune
 from cdchub.capture.progress import CaptureCounters, Progress
-from cdchub.config import CaptureConfig
+from cdchub.config import Config
 from cdchub.log.protocol import AppendLog, LogState, Retention
 
 
@@ -24,16 +24,18 @@ class Upkeep:
         self,
         log: AppendLog,
         bases: BaseKeeper,
-        retention: Retention,
-        *,
-        retain_every_s: float,
-        config: CaptureConfig,
+        config: Config,
     ) -> None:
         self._log = log
         self._bases = bases
-        self._retention = retention
-        self._retain_every_s = retain_every_s
-        self._config = config
+        self._retention = Retention(
+            age_s=config.log.retain_age_s,
+            changes_max=config.log.retain_changes,
+            bytes_max=config.log.retain_bytes,
+            to_bases=config.base.enabled,
+        )
+        self._retain_every_s = config.log.retain_every_s
+        self._config = config.capture
         self._retain_at_s = 0.0
         self.log_dirty = True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 
 from cdchub.capture import install
@@ -16,8 +17,12 @@ from cdchub.capture.connection import (
     translated,
     write_transaction,
 )
+from cdchub.capture.tailer import Tailer
 from cdchub.cli.serve import choice_from
+from cdchub.config import Config
 from cdchub.errors import NotCaptured, UsageError
+from cdchub.log import LogWriter
+from cdchub.log.protocol import Appended, Delivery
 
 
 def run(options: argparse.Namespace) -> int:
@@ -44,14 +49,29 @@ def _init(paths: SourcePaths, options: argparse.Namespace) -> int:
             if options.wal and journal_mode(connection) != "wal":
                 connection.pragma("journal_mode", "wal")
             require_wal(connection, paths)
-            with write_transaction(connection):
-                outcome = install.reconcile(connection, choice_from(options), strict=True)
     finally:
         connection.close()
-    for line in outcome.warnings:
-        print(f"cdchub: warning: {line}", file=sys.stderr)
-    names = [table.name for table in outcome.captured.catalog().tables]
-    print(f"capturing {', '.join(names) or 'no table yet'}; next: cdchub serve {options.database}")
+    logging.basicConfig(stream=sys.stderr, format="cdchub: warning: %(message)s")
+    config = Config()
+
+    def deliver(delivery: Delivery) -> None:
+        # Nobody follows yet.
+        if isinstance(delivery, Appended):
+            tailer.accepted()
+
+    log = LogWriter(paths.log, database=paths.database)
+    try:
+        tailer = Tailer(paths, log, choice=choice_from(options), config=config, deliver=deliver)
+        _, catalog = tailer.open()
+        try:
+            # The log begins here, with what the tables hold now.
+            tailer.settle()
+        finally:
+            tailer.stop()
+    finally:
+        log.close()
+    names = ", ".join(table.name for table in catalog.tables)
+    print(f"capturing {names or 'no table yet'}; next: cdchub serve {options.database}")
     return 0
 
 

@@ -22,6 +22,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 from cdchub.cli import init as command  # type: ignore[no-redef]
             case "tail":
                 from cdchub.cli import tail as command  # type: ignore[no-redef]
+            case "verify":
+                from cdchub.cli import verify as command  # type: ignore[no-redef]
+            case "replay":
+                from cdchub.cli import replay as command  # type: ignore[no-redef]
+            case "migrate":
+                from cdchub.cli import migrate as command  # type: ignore[no-redef]
             case _:
                 from cdchub.cli import status as command  # type: ignore[no-redef]
         return command.run(options)

@@ -56,6 +56,9 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
         "deinit": _deinit(words),
         "tail": _tail(words),
         "status": _status(words),
+        "verify": _verify(words),
+        "replay": _replay(words),
+        "migrate": _migrate(words),
     }
     for command in commands.values():
         command.add_argument("--config", metavar="FILE", help="a TOML file with these options")
@@ -85,6 +88,12 @@ def _serve(words: Any) -> Parser:
     command.add_argument("--retain-age", type=float, metavar="S", help="keep changes so long")
     command.add_argument("--retain-changes", type=int, metavar="N", help="keep so many changes")
     command.add_argument("--retain-bytes", type=int, metavar="N", help="keep a log of this size")
+    command.add_argument(
+        "--base-interval", type=float, metavar="S", help="seconds between base snapshots of the log"
+    )
+    command.add_argument(
+        "--no-base", action="store_true", help="no base snapshots: nothing to replay or verify from"
+    )
     return command
 
 
@@ -129,6 +138,29 @@ def _status(words: Any) -> Parser:
     command.add_argument("--json", action="store_true", help="as JSON")
     command.add_argument("--watch", action="store_true", help="again every second")
     command.add_argument("--token", metavar="T", help="credential for a URL")
+    return command
+
+
+def _verify(words: Any) -> Parser:
+    command = _add(words, "verify", "replay the log and compare it with the tables, row by row")
+    command.add_argument("database", metavar="DB")
+    return command
+
+
+def _replay(words: Any) -> Parser:
+    command = _add(words, "replay", "the captured tables as they were at a position")
+    command.add_argument("database", metavar="DB")
+    command.add_argument(
+        "--to", metavar="P", required=True, help="<epoch>:<lsn>, <lsn>, now or beginning"
+    )
+    command.add_argument("-o", dest="output", metavar="OUT.db", required=True, help="the new database")
+    return command
+
+
+def _migrate(words: Any) -> Parser:
+    command = _add(words, "migrate", "run a schema migration that capture would block")
+    command.add_argument("database", metavar="DB")
+    command.add_argument("file", metavar="FILE.sql", help="run in one transaction")
     return command
 
 

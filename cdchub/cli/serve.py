@@ -17,7 +17,7 @@ from cdchub import views
 from cdchub.capture.choice import Choice, TableChoice
 from cdchub.capture.connection import open_source, source_paths, write_transaction
 from cdchub.capture.table import Grade
-from cdchub.config import Config, HttpConfig, LogConfig, StreamConfig
+from cdchub.config import BaseConfig, Config, HttpConfig, LogConfig, StreamConfig
 from cdchub.errors import UsageError
 from cdchub.http import is_loopback, is_origin
 from cdchub.hub import Hub
@@ -91,6 +91,9 @@ def serve_config(options: argparse.Namespace) -> Config:
         log = replace(log, retain_changes=options.retain_changes)
     if options.retain_bytes is not None:
         log = replace(log, retain_bytes=options.retain_bytes)
+    if options.no_base and options.base_interval is not None:
+        raise UsageError("--base-interval and --no-base exclude each other")
+    base = BaseConfig(enabled=not options.no_base, interval_s=options.base_interval)
     http = HttpConfig(
         host=options.host,
         port=options.port,
@@ -98,7 +101,7 @@ def serve_config(options: argparse.Namespace) -> Config:
         allowed_hosts=tuple(options.allow_host),
         anonymous=options.anonymous,
     )
-    return Config(stream=stream, log=log, http=http).checked()
+    return Config(stream=stream, log=log, base=base, http=http).checked()
 
 
 def choice_from(options: argparse.Namespace) -> Choice | None:

@@ -13,7 +13,7 @@ from cdchub.log import bases
 from cdchub.log.entries import read_entries
 from cdchub.log.file import open_read_only, read_state
 from cdchub.log.protocol import BaseInfo, Cursor, Expired, LogState, Narrowing, Page
-from cdchub.log.replay import replica_at
+from cdchub.log.replay import advance, replica_at
 from cdchub.log.replica import Replica
 
 
@@ -96,6 +96,15 @@ class LogReader:
         db.execute("BEGIN")
         try:
             return replica_at(db, at.epoch, at.lsn, tables=tables)
+        finally:
+            db.execute("COMMIT")
+
+    def advance(self, replica: Replica, to: Cursor) -> None:
+        """Applies to a replica what the log has after it, up to `to`. Raises `Expired`."""
+        db = self._connection()
+        db.execute("BEGIN")
+        try:
+            advance(db, replica, to.epoch, to.lsn)
         finally:
             db.execute("COMMIT")
 

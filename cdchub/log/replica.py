@@ -75,7 +75,7 @@ class Replica:
         schema = _note_decoder.decode(data).schema
         if schema is None:
             self.forget(table)
-        else:
+        elif schema.begins or table in self.schemas:
             self.schemas[table] = schema
 
     def forget(self, table: str) -> None:
@@ -117,6 +117,13 @@ class Replica:
             "SELECT row FROM rows WHERE tbl = ? AND key = ?", (table, key)
         ).fetchone()
         return None if found is None else found[0]
+
+    def take(self, table: str, key: bytes) -> bytes | None:
+        """The row under a key, which is no longer in here afterwards; or None."""
+        row = self.row(table, key)
+        if row is not None:
+            self._db.execute("DELETE FROM rows WHERE tbl = ? AND key = ?", (table, key))
+        return row
 
     def rows(self, table: str) -> Iterator[tuple[bytes, bytes]]:
         """All rows of a table: key and row, ordered by the key's bytes."""

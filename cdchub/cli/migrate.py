@@ -1,0 +1,151 @@
+"""`cdchub migrate`: a schema migration in one transaction, with capture out of its way where it must.
+
+SQLite refuses a DROP COLUMN while a trigger names the column (sqlite.org/lang_altertable.html#dropcol).
+So the script runs with capture in place; where a trigger of ours stops it, that table's are taken
+down, and it runs again from the start. Then capture is brought in line, and followers are told what
+became of the rows, all before the one COMMIT: no writer comes between. A hub may serve meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sqlite3
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from cdchub.capture import install
+from cdchub.capture.connection import open_source, source_paths, write_transaction
+from cdchub.capture.driver import Busy, Connection, SqliteFault
+from cdchub.capture.table import OWN_PREFIX, quote
+from cdchub.capture.telling import TOLD_ROWS_MAX
+from cdchub.cli.rebuild import Files
+from cdchub.errors import MigrationFailed, NoBase, SourceBusy, UsageError
+from cdchub.log import Replica
+
+_OUR_TRIGGER = re.compile(rf"\b{OWN_PREFIX}(\d+)_\w+")
+_COMMENTS = re.compile(r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*", re.DOTALL)
+_OUTER = frozenset(("BEGIN", "COMMIT", "END", "ROLLBACK"))
+_SHOWN_CHARS_MAX = 80
+# Other writers finish first; a migration is worth waiting for.
+_BUSY_TIMEOUT_S = 30.0
+
+
+def run(options: argparse.Namespace) -> int:
+    statements = list(read_script(Path(options.file)))
+    paths = source_paths(options.database)
+    files = Files(paths)
+    known: Replica | None = None
+    try:
+        epoch = files.present()
+        try:
+            known = files.replica(epoch, files.head_lsn(), tables=_small_tables(files.connection))
+        except NoBase as error:
+            print(f"cdchub: {error}; followers of changed tables are reset", file=sys.stderr)
+        connection = open_source(paths)
+        try:
+            connection.set_busy_timeout(_BUSY_TIMEOUT_S)
+            with write_transaction(connection):
+                if known is not None:
+                    # Nobody can write now, so this is all that has happened.
+                    files.catch_up(known, epoch.number, files.head_lsn())
+                run_script(connection, statements)
+                outcome = install.reconcile(connection, known=known)
+        except Busy as error:
+            raise SourceBusy(options.database, _BUSY_TIMEOUT_S) from error
+        finally:
+            connection.close()
+    finally:
+        if known is not None:
+            known.close()
+        files.close()
+    for line in outcome.warnings:
+        print(f"cdchub: warning: {line}", file=sys.stderr)
+    told = outcome.told
+    lines = [f"{name}: captured from now on" for name in told.entered]
+    lines += [f"{name}: {count} changes" for name, count in told.differences.items()]
+    lines += [f"{name}: subscribers are reset" for name in told.broken]
+    print("; ".join([f"{options.file}: {len(statements)} statements", *lines]))
+    return 0
+
+
+def read_script(path: Path) -> Iterator[str]:
+    """The statements of a script. Raises `UsageError` for what can't be run in one transaction."""
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: can't be read ({error})") from error
+    statement = ""
+    for part in re.split(r"(?<=;)", text):
+        statement += part
+        # It knows strings, comments and the bodies of triggers (sqlite.org/c3ref/complete.html).
+        if sqlite3.complete_statement(statement):
+            yield from _checked(path, statement)
+            statement = ""
+    if _body(statement):
+        yield from _checked(path, statement + "\n;")
+
+
+def _checked(path: Path, statement: str) -> Iterator[str]:
+    words = _body(statement).rstrip("; \n").split(None, 1)
+    if words and words[0].rstrip(";").upper() in _OUTER:
+        raise UsageError(
+            f"{path}: leave {words[0].upper()} out: the whole script is run in one transaction"
+        )
+    if words:
+        yield statement
+
+
+def _body(statement: str) -> str:
+    """A statement without the comments and blanks before it."""
+    found = _COMMENTS.match(statement)
+    return statement[found.end() :] if found else statement
+
+
+def _small_tables(connection: Connection) -> list[str]:
+    """The captured tables whose rows can be told one by one."""
+    captured = install.load(connection)
+    names = [captured.shapes[table_id].name for table_id in captured.active]
+    limited = "SELECT count(*) FROM (SELECT 1 FROM {} LIMIT {})"
+    return [
+        name
+        for name in names
+        if connection.value(limited.format(quote(name), TOLD_ROWS_MAX + 1)) <= TOLD_ROWS_MAX
+    ]
+
+
+def run_script(connection: Connection, statements: list[str]) -> None:
+    """Runs the statements, with those triggers of ours down that stand in their way.
+
+    Raises `MigrationFailed`; then nothing of them is left.
+    """
+    down: set[int] = set()
+    while True:
+        connection.execute("SAVEPOINT _cdchub_script")
+        for table_id in down:
+            install.suspend(connection, table_id)
+        stopped_by = _run_all(connection, statements)
+        if stopped_by is None:
+            connection.execute("RELEASE _cdchub_script")
+            return
+        number, error = stopped_by
+        connection.execute("ROLLBACK TO _cdchub_script")
+        connection.execute("RELEASE _cdchub_script")
+        ours = _OUR_TRIGGER.search(str(error))
+        if ours is None or int(ours[1]) in down:
+            shown = " ".join(_body(statements[number]).split())[:_SHOWN_CHARS_MAX]
+            raise MigrationFailed(f"statement {number + 1} ({shown}): {error}; nothing was changed")
+        down.add(int(ours[1]))
+
+
+def _run_all(connection: Connection, statements: list[str]) -> tuple[int, SqliteFault] | None:
+    """The first statement that fails, and why; None where none does."""
+    for number, statement in enumerate(statements):
+        try:
+            connection.execute(statement)
+        except Busy:
+            raise
+        except SqliteFault as error:
+            return number, error
+    return None
