@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
+
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cdchub import views
-from cdchub.errors import RequestError
+from cdchub.errors import CdchubError, Overloaded, RequestError, Unauthorized
+from cdchub.fanout import Core
 from cdchub.http import (
     Endpoints,
     Faults,
@@ -20,14 +24,15 @@ from cdchub.http import (
     problem,
     wants_html,
 )
-from cdchub.hub import Hub
+from cdchub.hub import Authenticate, Hub
 from cdchub.sse import StreamEndpoint
 
 
-def create_app(hub: Hub, *, drains: bool = False) -> Starlette:
+def create_app(hub: Hub, *, drains: bool = False, embedded: bool = False) -> Starlette:
     """The ASGI application of a running hub. It has no lifespan: the hub's owner starts and ends it.
 
     `drains`: that owner ends the open streams too (`Core.drain`) before its server stops.
+    `embedded`: the listener is somebody else's, so which hosts it answers to is too.
     """
     config = hub.config
     endpoints = Endpoints(
@@ -58,7 +63,7 @@ def create_app(hub: Hub, *, drains: bool = False) -> Starlette:
         middleware=[
             Middleware(
                 Guard,
-                only_loopback=is_loopback(config.http.host),
+                only_loopback=is_loopback(config.http.host) and not embedded,
                 allowed_hosts=config.http.allowed_hosts,
                 cors_origins=config.http.cors_origins,
             ),
@@ -66,6 +71,48 @@ def create_app(hub: Hub, *, drains: bool = False) -> Starlette:
         ],
         exception_handlers={RequestError: _request_error, HTTPException: _http_error},
     )
+
+
+def mounted(hub: Hub, authenticate: Authenticate | None) -> ASGIApp:
+    """`Hub.asgi`: the application of whatever run of the hub is going on."""
+    present: tuple[Core, Starlette] | None = None
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal present
+        if scope["type"] == "lifespan":
+            await _lifespan(hub, receive, send)
+            return
+        core = hub.running_core
+        if core is None:
+            await problem(Overloaded("the hub is not running now"))(scope, receive, send)
+            return
+        if authenticate is not None and scope["type"] == "http":
+            user = authenticate(Request(scope, receive))
+            if inspect.isawaitable(user):
+                user = await user
+            if user is None:
+                await problem(Unauthorized("this needs a credential"))(scope, receive, send)
+                return
+        if present is None or present[0] is not core:
+            present = (core, create_app(hub, embedded=True))
+        await present[1](scope, receive, send)
+
+    return app
+
+
+async def _lifespan(hub: Hub, receive: Receive, send: Send) -> None:
+    """The hub lives as long as the server (ASGI lifespan protocol 2.0)."""
+    await receive()
+    try:
+        await hub.__aenter__()
+    except CdchubError as error:
+        await send({"type": "lifespan.startup.failed", "message": str(error)})
+        return
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    await hub.core.drain()
+    await hub.__aexit__(None, None, None)
+    await send({"type": "lifespan.shutdown.complete"})
 
 
 async def _request_error(request: Request, error: Exception) -> Response:

@@ -35,6 +35,10 @@ class CaptureConfig:
     # Batches on their way to the loop; then the tailer waits. The outbox is the buffer.
     handover_batches: int = 8
     retry_s: float = 1.0
+    # A hub that follows another one looks so often whether it can take over, and waits so long for
+    # an owner that is just beginning.
+    owner_look_s: float = 0.5
+    owner_wait_s: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)

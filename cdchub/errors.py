@@ -11,7 +11,7 @@
     │   └── TableRefused · NotCaptured
     ├── RequestError             a peer's mistake; carries an HTTP status and a stable `code`
     │   ├── MissingTable · UnknownTable · NoRoomColumn · BadPosition · NotImplementedYet
-    │   ├── NotFound · MethodNotAllowed · Forbidden · PayloadTooLarge
+    │   ├── NotFound · MethodNotAllowed · Unauthorized · Forbidden · PayloadTooLarge
     │   ├── ValidationFailed · ConstraintViolation
     │   ├── PositionGone         410: `position_expired`, `epoch_changed`, …: take a snapshot
     │   └── PassingRefusal       `Overloaded` · `Timeout`: `retry_after_ms` says when
@@ -209,6 +209,12 @@ class MethodNotAllowed(RequestError):
     status = 405
     code = "method_not_allowed"
     title = "Method not allowed"
+
+
+class Unauthorized(RequestError):
+    status = 401
+    code = "unauthorized"
+    title = "Unauthorized"
 
 
 class Forbidden(RequestError):

@@ -7,25 +7,78 @@ import contextlib
 import os
 import time
 from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
-from cdchub.capture.choice import Choice
-from cdchub.capture.connection import (
-    Owner,
-    SourcePaths,
-    check_source,
-    like_database,
-    source_paths,
-)
-from cdchub.capture.tailer import Tailer
-from cdchub.capture.writer import SourceWriterThread
+import apsw
+import msgspec
+from starlette.requests import Request
+from starlette.types import ASGIApp
+
+from cdchub.capture.choice import Choice, TableChoice
+from cdchub.capture.connection import SourcePaths, check_source, source_paths
+from cdchub.capture.driver import Driver
+from cdchub.capture.table import Grade
+from cdchub.capture.writer import SourceWriterThread, Transaction
+from cdchub.capturing import Capturing
+from cdchub.catalog import Selection
 from cdchub.config import Config
-from cdchub.fanout import Core, Present
-from cdchub.log import LogReader, LogWriter, Ring
+from cdchub.errors import DriverConflict, UsageError
+from cdchub.fanout import (
+    BufferSink,
+    Core,
+    FromBase,
+    LocalFramer,
+    Present,
+    Start,
+    lines_of,
+    resolve,
+)
+from cdchub.log import LogReader, Ring
 from cdchub.log.protocol import Appended, Cursor, Delivery, Narrowing, Page
+from cdchub.position import Beginning, Now, parse_since
 from cdchub.spools import Spools
 from cdchub.version import __version__
+
+# Maps a request to its user, or to None: unauthorized.
+Authenticate = Callable[[Request], object | Awaitable[object]]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table to capture. `room` names its room column, `exclude` columns that stay out.
+
+    `capture` is `"full"`, or `"plain"` for a table that is never written with REPLACE: cheaper, and
+    blind to the rows that REPLACE evicts.
+    """
+
+    name: str
+    room: str | None = None
+    capture: str = "full"
+    exclude: tuple[str, ...] = ()
+
+
+def choice_of(tables: Sequence[str | Table] | None, exclude: Sequence[str]) -> Choice | None:
+    """What is to be captured; None leaves it as it was, at first everything. Raises `UsageError`."""
+    if tables is None:
+        return Choice(None, tuple(exclude)) if exclude else None
+    chosen = [Table(table) if isinstance(table, str) else table for table in tables]
+    excluded = [*exclude, *(f"{table.name}.{column}" for table in chosen for column in table.exclude)]
+    return Choice(
+        tuple(TableChoice(table.name, table.room, _grade(table)) for table in chosen), tuple(excluded)
+    )
+
+
+def _grade(table: Table) -> Grade:
+    try:
+        return Grade(table.capture)
+    except ValueError:
+        raise UsageError(
+            f"table {table.name!r}: capture is full or plain, not {table.capture!r}"
+        ) from None
 
 
 class _LogPages:
@@ -49,32 +102,63 @@ class _LogPages:
 class Hub:
     """Makes one SQLite database live. Use it as an async context manager.
 
-    Raises `StartError` on entering where the source, its log or its owner lock can't be had.
+    Where another hub owns the source, this one follows its log, and takes over when it ends.
+    Raises `StartError` on entering where the source or its log can't be had.
     """
 
     def __init__(
         self,
         database: str | os.PathLike[str],
         *,
-        choice: Choice | None = None,
+        tables: Sequence[str | Table] | None = None,
+        exclude: Sequence[str] = (),
+        driver: str = "sqlite3",
         config: Config | None = None,
+        choice: Choice | None = None,
+        exclusive: bool = False,
     ) -> None:
+        """`tables`: what to capture, by name or as `Table`; None for every user table, also later
+        ones. `exclude`: tables, and columns as `table.column`, that stay out.
+
+        `driver` is the SQLite library that this process uses for the database, `"sqlite3"` or
+        `"apsw"`: two of them on one file in one process corrupt it. `exclusive`: a source that
+        another hub owns is an error. `choice` is `tables` and `exclude` in the form of the command
+        line. Raises `UsageError`.
+        """
         self.config = (config or Config()).checked()
         self.database = os.fspath(database)
-        self._choice = choice
+        try:
+            self._driver = Driver(driver)
+        except ValueError:
+            raise UsageError(f'driver is "sqlite3" or "apsw", not {driver!r}') from None
+        self._choice = choice_of(tables, exclude) if choice is None else choice
+        self._exclusive = exclusive
         self._started_s = time.monotonic()
         self._running: asyncio.Task[None] | None = None
+        self._local_framer = LocalFramer()
 
     async def __aenter__(self) -> Hub:
         async with contextlib.AsyncExitStack() as stack:
-            self.paths: SourcePaths = source_paths(self.database)
+            self.paths: SourcePaths = source_paths(self.database, self._driver)
             await asyncio.to_thread(check_source, self.paths)
-            owner = Owner(self.paths)
-            owner.acquire()
-            stack.callback(owner.release)
-            await self._start_capture(stack)
+            loop = asyncio.get_running_loop()
+
+            def deliver(delivery: Delivery) -> None:
+                loop.call_soon_threadsafe(self._accept, delivery)
+
+            self._capturing = Capturing(
+                self.paths,
+                choice=self._choice,
+                config=self.config,
+                exclusive=self._exclusive,
+                deliver=deliver,
+                owns=self._become_owner,
+            )
+            history, catalog = await self._capturing.open()
+            stack.push_async_callback(self._capturing.close)
+            self._history, self._catalog = history, catalog
             await self._start_fanout(stack)
-            self._tailer.start()
+            self._capturing.start()
             self._stack = stack.pop_all()
         return self
 
@@ -86,29 +170,90 @@ class Hub:
     ) -> None:
         await self._stack.aclose()
 
-    async def _start_capture(self, stack: contextlib.AsyncExitStack) -> None:
-        config = self.config
-        loop = asyncio.get_running_loop()
+    # What applications use.
 
-        def deliver(delivery: Delivery) -> None:
-            loop.call_soon_threadsafe(self._accept, delivery)
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        """A write transaction on the source, `async with hub.transaction() as tx: await tx.execute(…)`;
+        an exception in the block rolls back. Its commit wakes the hub.
 
-        writer = LogWriter(self.paths.log, database=self.paths.database)
-        stack.callback(writer.close)
-        self._tailer = Tailer(
-            self.paths,
-            writer,
-            choice=self._choice,
-            config=config,
-            deliver=deliver,
+        Raises `ConstraintViolation`, or `Overloaded` where the write lock was not to be had.
+        """
+        async with self.writer.transaction() as transaction:
+            yield transaction
+
+    def subscribe(
+        self,
+        *tables: str,
+        room: str | None = None,
+        since: str | None = None,
+        snapshot: bool = False,
+    ) -> AsyncIterator[dict[str, Any]]:
+        """The changes of these tables (`"*"`: all), as INTERFACE §2 has them, until the hub ends.
+
+        `since` is a position, an LSN, `"now"` (this call's) or `"beginning"`; `snapshot`: first the
+        present rows. Where a table's history has a hole, a subscriber without `snapshot` goes on
+        behind it. Raises `RequestError` for an unknown table, room or position; iterating raises
+        `StreamBroken`.
+        """
+        catalog = self.core.present.catalog
+        selection = catalog.select(catalog.names(tables), room)
+        wanted = None if since is None else parse_since(since)
+        start: Start = None
+        if isinstance(wanted, Beginning):
+            start = FromBase()
+        elif not snapshot or not (wanted is None or isinstance(wanted, Now)):
+            start = resolve(wanted or Now(), self.core.present.view)
+        return self._changes(selection, start, snapshot=snapshot)
+
+    async def _changes(
+        self, selection: Selection, start: Start, *, snapshot: bool
+    ) -> AsyncIterator[dict[str, Any]]:
+        sink = BufferSink()
+        subscriber = self.core.subscribe(
+            selection, self._local_framer, sink, start, snapshot=snapshot, transport="local"
         )
-        # Off the loop: a source that is busy or a first installation may take seconds.
-        self._history, self._catalog = await asyncio.to_thread(self._tailer.open)
-        stack.push_async_callback(asyncio.to_thread, self._tailer.stop)
-        for suffix in ("-wal", "-shm"):
-            path = self.paths.log.with_name(self.paths.log.name + suffix)
-            if path.exists():
-                like_database(self.paths, path)
+        try:
+            async for line in lines_of(sink):
+                yield msgspec.json.decode(line)
+        finally:
+            self.core.unsubscribe(subscriber)
+
+    def watch(self, connection: object) -> None:
+        """Wakes the hub at the commits of a connection of yours, by SQLite's commit hook.
+
+        It only saves the time that the operating system takes to tell of a write; commits of any
+        other connection are noticed too. Raises `UsageError` or `DriverConflict`.
+        """
+        if not isinstance(connection, apsw.Connection):
+            raise UsageError(
+                "only APSW's connections have hooks to watch; others are noticed through the -wal"
+            )
+        if self._driver is not Driver.APSW:
+            raise DriverConflict(os.fspath(self.paths.database), wanted="sqlite3", found="apsw")
+        if os.path.realpath(connection.filename) != os.fspath(self.paths.database):
+            raise UsageError(f"this connection is to {connection.filename}, not to {self.database}")
+
+        def committing() -> bool:
+            self._capturing.kick()
+            # False lets the commit go on.
+            return False
+
+        connection.set_commit_hook(committing, id=self)
+
+    def asgi(self, authenticate: Authenticate | None = None) -> ASGIApp:
+        """The hub's HTTP as an ASGI app, to be mounted in any other or served by itself.
+
+        Mounted, it answers while the hub is entered; served by itself, it enters and leaves the hub
+        with the server. `authenticate` is given each request and returns who it is from; None is
+        answered with 401. Without it everybody is served: then access is your application's affair.
+        """
+        # Only here does capture's side know of HTTP, and a hub without it need not load it.
+        from cdchub.app import mounted
+
+        return mounted(self, authenticate)
+
+    # Inside.
 
     async def _start_fanout(self, stack: contextlib.AsyncExitStack) -> None:
         config = self.config
@@ -134,9 +279,10 @@ class Hub:
             log=_LogPages(reader, threads),
             with_bases=config.base.enabled,
         )
-        self.core = Core(config.stream, present, snapshots=self.spools, taken=self._tailer.accepted)
+        present.knows_source = self._capturing.is_owner
+        self.core = Core(config.stream, present, snapshots=self.spools, taken=self._capturing.accepted)
         self.writer = SourceWriterThread(
-            self.paths, kick=self._tailer.kick, write_s_max=config.http.write_s_max
+            self.paths, kick=self._capturing.kick, write_s_max=config.http.write_s_max
         )
         stack.push_async_callback(self.writer.close)
         self._running = asyncio.create_task(self.core.run(), name="cdchub-fanout")
@@ -154,20 +300,26 @@ class Hub:
         if self._running is not None and not self._running.done():
             self.core.accept(delivery)
         elif isinstance(delivery, Appended):
-            self._tailer.accepted()
+            self._capturing.accepted()
+
+    def _become_owner(self) -> None:
+        self.core.present.knows_source = True
+
+    @property
+    def running_core(self) -> Core | None:
+        """The fan-out while the hub runs."""
+        return self.core if self._running is not None and not self._running.done() else None
 
     @property
     def failing(self) -> str | None:
-        """Why capture is interrupted, or None while all is well."""
+        """Why changes are not delivered now, or None while all is well."""
         if self._running is not None and self._running.done():
             return "fan-out has ended"
-        if not self._tailer.alive:
-            return "capture has ended"
-        return self._tailer.counters.failing
+        return self._capturing.failing
 
     def status(self) -> dict[str, object]:
         """What `/cdc/status` says: names in the style of the wire, times in milliseconds."""
-        core, present, counters = self.core, self.core.present, self._tailer.counters
+        core, present, counters = self.core, self.core.present, self._capturing.counters
         subscribers = core.subscribers()
         by_table: Counter[str] = Counter()
         for subscriber in subscribers:
@@ -180,6 +332,7 @@ class Hub:
         return {
             "version": __version__,
             "database": str(self.paths.database),
+            "role": "owner" if self._capturing.is_owner else "follower",
             "uptimeMs": int((time.monotonic() - self._started_s) * 1000),
             "epoch": present.head.epoch,
             "firstLsn": present.oldest.lsn + 1,
@@ -195,7 +348,7 @@ class Hub:
             "capture": {
                 "state": "failing" if self.failing else "running",
                 "error": self.failing,
-                "wake": "inotify" if self._tailer.uses_inotify else "poll",
+                "wake": "inotify" if self._capturing.uses_inotify else "poll",
                 "changes": counters.changes,
                 "batches": counters.batches,
                 "lagLsn": max(0, present.view.source_head_lsn - present.head.lsn),

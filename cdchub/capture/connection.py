@@ -55,6 +55,10 @@ class SourcePaths:
         return self._beside("-cdchub")
 
     @property
+    def log_wal(self) -> Path:
+        return self._beside("-cdchub-wal")
+
+    @property
     def lock(self) -> Path:
         return self._beside("-cdchub.lock")
 

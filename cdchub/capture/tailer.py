@@ -79,7 +79,7 @@ class Tailer:
         self._handover = threading.BoundedSemaphore(capture.handover_batches)
         self._thread = threading.Thread(target=self._run, name="cdchub-tailer")
         self.counters = CaptureCounters()
-        self._wake = Wake(paths, poll_s=capture.poll_s)
+        self._wake = Wake(paths.wal, poll_s=capture.poll_s)
         self._bases = BaseKeeper(paths, log, config.base, self.counters, kick=self.kick)
         self._upkeep = Upkeep(log, self._bases, config)
 

@@ -13,8 +13,7 @@ import logging
 import os
 import select
 from enum import Enum, auto
-
-from cdchub.capture.connection import SourcePaths
+from pathlib import Path
 
 logger = logging.getLogger("cdchub.capture")
 
@@ -32,8 +31,8 @@ class Hint(Enum):
 class Wake:
     """Made and waited on by the tailer's thread; `kick` may be called from any thread."""
 
-    def __init__(self, paths: SourcePaths, *, poll_s: float) -> None:
-        self._paths = paths
+    def __init__(self, wal: Path, *, poll_s: float) -> None:
+        self._path = wal
         self._poll_s = poll_s
         self._poll = select.poll()
         self._kick_read, self._kick_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -78,13 +77,13 @@ class Wake:
         # Two instances, so that the descriptor alone tells what happened. The folder is not watched
         # for writes: our own log lies in it.
         try:
-            self._wal = _inotify(self._paths.wal, _IN_MODIFY)
-            self._folder = _inotify(self._paths.wal.parent, _IN_CREATE | _IN_MOVED_TO | _IN_DELETE)
+            self._wal = _inotify(self._path, _IN_MODIFY)
+            self._folder = _inotify(self._path.parent, _IN_CREATE | _IN_MOVED_TO | _IN_DELETE)
         except OSError as error:
             self._unwatch()
             logger.warning(
                 "no inotify for %s (%s): looking for changes every %g ms instead",
-                self._paths.wal,
+                self._path,
                 error,
                 self._poll_s * 1000,
             )

@@ -76,7 +76,7 @@ class Follower:
             yield from self._snapshot()
         elif isinstance(since, Beginning):
             yield from self._base()
-        wake = Wake(self._paths, poll_s=_POLL_S) if follow else None
+        wake = Wake(self._paths.wal, poll_s=_POLL_S) if follow else None
         try:
             if wake is not None:
                 wake.watch()

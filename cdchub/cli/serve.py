@@ -38,11 +38,17 @@ def run(options: argparse.Namespace) -> int:
         config = Config(http=HttpConfig(port=options.port)).checked()
         listener = bind(config.http)
         create_demo(Path(DEMO_DATABASE))
-        hub = Hub(DEMO_DATABASE, config=config)
+        hub = Hub(DEMO_DATABASE, driver="apsw", config=config, exclusive=True)
     else:
         config = serve_config(options)
         listener = bind(config.http)
-        hub = Hub(options.database, choice=choice_from(options), config=config)
+        hub = Hub(
+            options.database,
+            choice=choice_from(options),
+            driver="apsw",
+            config=config,
+            exclusive=True,
+        )
     with listener:
         uvloop.run(_serve(hub, listener, demo=options.command == "demo"))
     return 0

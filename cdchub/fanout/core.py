@@ -91,7 +91,7 @@ class Core:
                     feed.recatalog(catalog)
         self.present.tell()
 
-    def _round(self, entries: Sequence[Entry], source_head_lsn: int, nonce: int) -> None:
+    def _round(self, entries: Sequence[Entry], source_head_lsn: int, nonce: int | None) -> None:
         before = self.present.cursor
         self.present.append(entries, source_head_lsn=source_head_lsn, nonce=nonce)
         touched = {entry.table for entry in entries}

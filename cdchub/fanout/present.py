@@ -31,6 +31,8 @@ class Present:
         """`with_bases`: a history without a base snapshot is about to get one."""
         self.catalog = catalog
         self._with_bases = with_bases
+        # False where somebody else reads the source: then its head may be ahead of all we know.
+        self.knows_source = True
         self._state = history.state
         self._head_nonce = history.head_nonce
         self._ring = ring
@@ -41,7 +43,9 @@ class Present:
     @property
     def view(self) -> View:
         ring = self._ring
-        return View(self._state, ring.floor_lsn, ring.head_lsn, self._source_head_lsn)
+        return View(
+            self._state, ring.floor_lsn, ring.head_lsn, self._source_head_lsn, self.knows_source
+        )
 
     @property
     def cursor(self) -> Cursor:
@@ -82,7 +86,7 @@ class Present:
 
     # Moving on.
 
-    def append(self, entries: Sequence[Entry], *, source_head_lsn: int, nonce: int) -> None:
+    def append(self, entries: Sequence[Entry], *, source_head_lsn: int, nonce: int | None) -> None:
         self._ring.extend(entries)
         self._head_nonce = nonce
         self._source_head_lsn = max(self._source_head_lsn, source_head_lsn)

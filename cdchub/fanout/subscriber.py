@@ -94,12 +94,16 @@ Step = ReadRing | ReadLog | GoLive | AwaitLog | Gone
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What the log and the ring hold at one moment. `head_lsn` is the ring's, of the present epoch."""
+    """What the log and the ring hold at one moment. `head_lsn` is the ring's, of the present epoch.
+
+    `knows_source`: `source_head_lsn` is how far the source has got; otherwise it may be further.
+    """
 
     log: LogState
     ring_floor_lsn: int
     head_lsn: int
     source_head_lsn: int
+    knows_source: bool = True
 
 
 def next_step(cursor: Cursor, view: View) -> Step:
@@ -145,6 +149,6 @@ def resolve(since: Since, view: View) -> Cursor | Gone:
         return Cursor(info.number, lsn) if info.floor_lsn <= lsn <= info.head_lsn else Gone("epoch")
     if lsn < present.floor_lsn:
         return Gone("expired")
-    if lsn > max(view.head_lsn, view.source_head_lsn):
+    if lsn > max(view.head_lsn, view.source_head_lsn) and view.knows_source:
         return Gone("ahead")
     return Cursor(present.number, lsn)

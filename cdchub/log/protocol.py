@@ -204,11 +204,11 @@ class AppendLog(Protocol):
 @dataclass(frozen=True, slots=True)
 class Appended:
     """Entries that are in the log now. `source_head_lsn`: how far the source itself had got;
-    `nonce`: that of the last entry's row."""
+    `nonce`: that of the last entry's row, if it is known."""
 
     entries: Sequence[Entry]
     source_head_lsn: int
-    nonce: int
+    nonce: int | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cdchub.change import Entry, SqliteValue, as_commit, new_value
 from cdchub.log import bases
+from cdchub.log.blocks import key_of
 from cdchub.log.entries import read_entries
 from cdchub.log.file import open_read_only, read_state
 from cdchub.log.protocol import BaseInfo, Cursor, Expired, LogState, Narrowing, Page
@@ -58,6 +59,18 @@ class LogReader:
         finally:
             db.execute("COMMIT")
         return Page(entries, max(upto, after.lsn))
+
+    def nonce_at(self, cursor: Cursor) -> int | None:
+        """The nonce of the row at a cursor, if the log has kept it: it keeps each append's last."""
+        row = (
+            self._connection()
+            .execute(
+                "SELECT last_lsn, nonce FROM blocks WHERE id BETWEEN ? AND ? ORDER BY id DESC LIMIT 1",
+                (key_of(cursor.epoch, 0), key_of(cursor.epoch, cursor.lsn)),
+            )
+            .fetchone()
+        )
+        return row[1] if row is not None and row[0] == cursor.lsn else None
 
     def bases(self) -> list[BaseInfo]:
         """The complete base snapshots, oldest first."""

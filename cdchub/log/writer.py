@@ -130,7 +130,8 @@ class LogWriter:
             for table in {entry.table for entry in entries} - self._tables.keys():
                 self._add_table(table)
             for block in pack(entries, self._tables):
-                self._write(key_of(epoch_number, block.first_lsn), block, nonce, timestamp_ms)
+                last_nonce = nonce if block.last_lsn == last else None
+                self._write(key_of(epoch_number, block.first_lsn), block, last_nonce, timestamp_ms)
 
     def _check_follows(self, epoch_number: int, first_lsn: int) -> None:
         newest = self._db.execute("SELECT id, last_lsn FROM blocks ORDER BY id DESC LIMIT 1").fetchone()
@@ -142,7 +143,7 @@ class LogWriter:
         if number == epoch_number and first_lsn != newest[1] + 1:
             raise LogConflict(f"LSN {first_lsn} doesn't follow {newest[1]}, the log's last one")
 
-    def _write(self, key: int, block: Block, nonce: int, timestamp_ms: int) -> None:
+    def _write(self, key: int, block: Block, nonce: int | None, timestamp_ms: int) -> None:
         self._db.execute(
             "INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?)",
             (key, block.last_lsn, nonce, timestamp_ms, block.index, block.data),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
 
 from sse_starlette.sse import EventSourceResponse, SendTimeoutError
 from starlette.requests import Request
@@ -18,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from cdchub.catalog import Selection
 from cdchub.config import StreamConfig
 from cdchub.errors import NotImplementedYet, PassingRefusal, ValidationFailed
-from cdchub.fanout import Core, FromBase, Gone, Subscriber, resolve
+from cdchub.fanout import BufferSink, Core, FromBase, Gone, Subscriber, resolve
 from cdchub.log.protocol import Cursor
 from cdchub.position import Beginning, Now, Since, parse_position, parse_since
 from cdchub.sse.events import SseFramer, refusal
@@ -27,54 +26,6 @@ logger = logging.getLogger("cdchub.sse")
 
 MEDIA_TYPE = "text/event-stream"
 _NOT_YET = ("filter", "columns", "conflate", "source")
-
-
-class StreamSink:
-    """A subscriber's bytes on their way to the ASGI server. Bounded by the core, which watches
-    `buffered_bytes`; the server's own buffer behind it holds 64 KiB at the most."""
-
-    def __init__(self) -> None:
-        self._parts: list[bytes] = []
-        self._bytes = 0
-        self._closed = False
-        self._filled = asyncio.Event()
-        self._emptied = asyncio.Event()
-        self._emptied.set()
-
-    def write(self, data: bytes) -> None:
-        if not self._closed:
-            self._parts.append(data)
-            self._bytes += len(data)
-            self._filled.set()
-            self._emptied.clear()
-
-    @property
-    def buffered_bytes(self) -> int:
-        return self._bytes
-
-    async def drained(self) -> None:
-        await self._emptied.wait()
-
-    def close(self) -> None:
-        self._closed = True
-        self._filled.set()
-        self._emptied.set()
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """What was written, joined, as the server asks for more; ends after `close`."""
-        while self._parts or not self._closed:
-            await self._filled.wait()
-            self._filled.clear()
-            chunk = b"".join(self._parts)
-            self._parts.clear()
-            if chunk:
-                yield chunk
-            # Only now has the server taken the chunk: until then its bytes count as buffered.
-            self._bytes -= len(chunk)
-            if not self._bytes:
-                self._emptied.set()
-            if self._parts or self._closed:
-                self._filled.set()
 
 
 class StreamEndpoint:
@@ -103,7 +54,7 @@ class StreamEndpoint:
         self._core.admit()
         if request.method == "HEAD":
             return Response(media_type=MEDIA_TYPE, headers=dict(_HEADERS))
-        sink = StreamSink()
+        sink = BufferSink()
         position = self._present.position(start) if isinstance(start, Cursor) else None
         # Before a reset there is no id: who is cut off in between must be told of the break again.
         sink.write(self._framer.opening(position, retry_ms=self._core.retry_ms()))
@@ -168,7 +119,7 @@ class _Stream(EventSourceResponse):
         self,
         core: Core,
         subscriber: Subscriber,
-        sink: StreamSink,
+        sink: BufferSink,
         headers: dict[str, str],
         *,
         stall_s: float,

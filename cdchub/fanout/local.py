@@ -1,0 +1,77 @@
+"""Subscribers in this process: the same streams as over the wire, as lines of JSON.
+
+A framer that writes one line a change, and nothing for what only a connection needs. A slow reader is
+treated like any other: it leaves the live path and catches up from the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+
+from cdchub.errors import CdchubError
+from cdchub.fanout.sink import BufferSink
+from cdchub.position import Position
+
+
+class StreamBroken(CdchubError):
+    """The hub could not go on with this stream; subscribe again from the last change's position."""
+
+    retryable = True
+
+
+# A line that is no JSON: the reader raises what follows the mark.
+_FAULT = b"!"
+
+
+class LocalFramer:
+    """One line a change. Whoever subscribes here sees changes, and no notices."""
+
+    def change(self, position: Position, data: bytes) -> bytes:
+        return data + b"\n"
+
+    def change_without_position(self, data: bytes) -> bytes:
+        return data + b"\n"
+
+    def opening(self, position: Position | None, *, retry_ms: int) -> bytes:
+        return b""
+
+    def heartbeat(self, position: Position | None) -> bytes:
+        return b""
+
+    def caught_up(self, position: Position) -> bytes:
+        return b""
+
+    def reset(
+        self,
+        *,
+        reason: str,
+        tables: Iterable[str],
+        position: Position,
+        oldest: Position,
+        resumable: bool,
+    ) -> bytes:
+        return b""
+
+    def snapshot_begin(self, position: Position, tables: Iterable[str]) -> bytes:
+        return b""
+
+    def snapshot_rows(self, lines: bytes) -> bytes:
+        return lines
+
+    def snapshot_end(self, position: Position) -> bytes:
+        return b""
+
+    def closing(self, position: Position | None, *, retry_ms: int) -> bytes:
+        return b""
+
+    def fault(self, *, code: str, message: str, retry_ms: int) -> bytes:
+        return _FAULT + message.encode() + b"\n"
+
+
+async def lines_of(sink: BufferSink) -> AsyncIterator[bytes]:
+    """The changes in a local subscriber's sink, until it is closed. Raises `StreamBroken`."""
+    async for chunk in sink.chunks():
+        for line in chunk.splitlines():
+            if line.startswith(_FAULT):
+                raise StreamBroken(line[len(_FAULT) :].decode())
+            yield line

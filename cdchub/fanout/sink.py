@@ -1,0 +1,54 @@
+"""A subscriber's bytes on their way to one reader that asks for them at its own pace."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+
+class BufferSink:
+    """Bounded by the core, which watches `buffered_bytes`. Behind an ASGI server, that server's own
+    buffer holds 64 KiB at the most."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._bytes = 0
+        self._closed = False
+        self._filled = asyncio.Event()
+        self._emptied = asyncio.Event()
+        self._emptied.set()
+
+    def write(self, data: bytes) -> None:
+        if not self._closed:
+            self._parts.append(data)
+            self._bytes += len(data)
+            self._filled.set()
+            self._emptied.clear()
+
+    @property
+    def buffered_bytes(self) -> int:
+        return self._bytes
+
+    async def drained(self) -> None:
+        await self._emptied.wait()
+
+    def close(self) -> None:
+        self._closed = True
+        self._filled.set()
+        self._emptied.set()
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """What was written, joined, as the server asks for more; ends after `close`."""
+        while self._parts or not self._closed:
+            await self._filled.wait()
+            self._filled.clear()
+            chunk = b"".join(self._parts)
+            self._parts.clear()
+            if chunk:
+                yield chunk
+            # Only now has the server taken the chunk: until then its bytes count as buffered.
+            self._bytes -= len(chunk)
+            if not self._bytes:
+                self._emptied.set()
+            if self._parts or self._closed:
+                self._filled.set()
