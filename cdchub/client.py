@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -69,13 +69,34 @@ class Client:
 
     async def status(self) -> dict[str, Any]:
         """What `/cdc/status` says. Raises `HubRefused` or `HubUnreachable`."""
+        return msgspec.json.decode(await self._get("/cdc/status", {}))  # type: ignore[no-any-return]
+
+    async def tables(self) -> list[dict[str, Any]]:
+        """What `/cdc/tables` says. Raises `HubRefused` or `HubUnreachable`."""
+        return msgspec.json.decode(await self._get("/cdc/tables", {}))  # type: ignore[no-any-return]
+
+    async def snapshot(self, table: str, *, room: str | None = None) -> tuple[str, list[bytes]]:
+        """The present rows of one table as JSON lines, and their position.
+
+        Raises `HubRefused` or `HubUnreachable`.
+        """
+        parameters = {"table": table} | ({} if room is None else {"room": room})
+        body = await self._get("/cdc/snapshot", parameters, accept="application/x-ndjson")
+        head, *rows = body.splitlines()
+        return str(msgspec.json.decode(head)["position"]), rows
+
+    async def _get(
+        self, path: str, parameters: Mapping[str, str], *, accept: str = "application/json"
+    ) -> bytes:
         assert self._session is not None, "use the client as an async context manager"
         bound = aiohttp.ClientTimeout(total=self._timeout_s)
+        request = self._session.get(
+            f"{self._url}{path}", params=parameters, headers={"Accept": accept}, timeout=bound
+        )
         try:
-            async with self._session.get(f"{self._url}/cdc/status", timeout=bound) as response:
+            async with request as response:
                 await _check(response)
-                document: dict[str, Any] = msgspec.json.decode(await response.read())
-                return document
+                return await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise HubUnreachable(f"{self._url}: {error or type(error).__name__}") from error
 
@@ -103,8 +124,12 @@ class Client:
         since: str | None = None,
         snapshot: bool = False,
         follow: bool = True,
+        positions: bool = False,
     ) -> AsyncIterator[Event]:
         """Every event of the stream, also `snapshot`, `reset` and `caught-up`.
+
+        `positions`: also an event `position` without data whenever something has arrived, be it a
+        heartbeat.
 
         With `follow=False` it ends at the first `caught-up`, and a broken connection is an error
         (`HubUnreachable`). Raises `HubRefused` for what a retry won't mend.
@@ -117,7 +142,8 @@ class Client:
         while True:
             try:
                 async for event in self._connection(parameters, parser):
-                    yield event
+                    if positions or event.name != "position":
+                        yield event
                     if event.name == "caught-up" and not follow:
                         return
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -142,6 +168,7 @@ class Client:
             async for chunk in response.content.iter_any():
                 for event in parser.feed(chunk):
                     yield event
+                yield Event("position", "", parser.last_id)
 
 
 async def _check(response: aiohttp.ClientResponse) -> None:

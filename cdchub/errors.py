@@ -7,7 +7,7 @@
     │   ├── SourceOwned          another hub serves this source
     │   ├── DriverConflict       two SQLite libraries on one file in one process
     │   ├── ForeignLog · LogUnusable   the log is another database's, or damaged
-    │   ├── NoBase · NotVerifiable · MigrationFailed   nothing to replay from, or to compare with
+    │   ├── NoBase · NotVerifiable · CheckFailed · MigrationFailed
     │   └── TableRefused · NotCaptured
     ├── RequestError             a peer's mistake; carries an HTTP status and a stable `code`
     │   ├── MissingTable · UnknownTable · NoRoomColumn · BadPosition · NotImplementedYet
@@ -126,6 +126,10 @@ class NoBase(StartError):
 
 class MigrationFailed(StartError):
     """The script could not be run, and nothing was changed."""
+
+
+class CheckFailed(StartError):
+    """What a stream has told is not what the hub holds."""
 
 
 class NotVerifiable(StartError):

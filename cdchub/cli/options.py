@@ -128,6 +128,9 @@ def _tail(words: Any) -> Parser:
     command.add_argument("--snapshot", action="store_true", help="first the rows that are there")
     command.add_argument("--format", choices=["pretty", "json"], help="pretty on a terminal")
     command.add_argument("--no-follow", action="store_true", help="end at the present")
+    command.add_argument(
+        "--check", action="store_true", help="compare what the stream tells with what the hub holds"
+    )
     command.add_argument("--token", metavar="T", help="credential for a URL")
     return command
 

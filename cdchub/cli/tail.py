@@ -7,6 +7,7 @@ import asyncio
 import sys
 
 from cdchub.capture.connection import source_paths
+from cdchub.cli.check import Checker
 from cdchub.cli.follow import Follower, Note
 from cdchub.cli.options import is_url
 from cdchub.cli.pretty import pretty
@@ -22,7 +23,13 @@ def run(options: argparse.Namespace) -> int:
             parse_since(options.since)
         except BadPosition as error:
             raise UsageError(f"--since: {error}") from error
-    if is_url(options.source):
+    if options.check and not is_url(options.source):
+        raise UsageError("--check compares a stream with its hub: give the hub's URL, or use verify")
+    if options.check and not (options.since is None or options.since == "beginning"):
+        raise UsageError("--check begins with a snapshot, or with --since beginning")
+    if options.check:
+        asyncio.run(_check_url(options, printer))
+    elif is_url(options.source):
         asyncio.run(_tail_url(options, printer))
     else:
         _tail_file(options, printer)
@@ -62,6 +69,29 @@ def _tail_file(options: argparse.Namespace, printer: Printer) -> None:
                 printer.change(item)
     finally:
         follower.close()
+
+
+async def _check_url(options: argparse.Namespace, printer: Printer) -> None:
+    """Prints like `_tail_url`, and compares what it makes of the stream with what the hub holds."""
+    async with Client(options.source, token=options.token) as client:
+        known = [table["table"] for table in await client.tables()]
+        tables = known if not options.table or "*" in options.table else options.table
+        checker = Checker(client, tables, options.room, follow=not options.no_follow)
+        events = client.events(
+            tables,
+            room=options.room,
+            since=options.since,
+            snapshot=options.since is None,
+            positions=True,
+        )
+        async for event in events:
+            line = await checker.take(event)
+            if event.name == "message":
+                printer.change(event.data.encode())
+            if line is not None:
+                printer.note(line)
+            if checker.done:
+                return
 
 
 async def _tail_url(options: argparse.Namespace, printer: Printer) -> None:
