@@ -35,6 +35,10 @@ class CaptureConfig:
     # Batches on their way to the loop; then the tailer waits. The outbox is the buffer.
     handover_batches: int = 8
     retry_s: float = 1.0
+    # Whether every table's triggers stand and its rows are as many as were captured; tables with more
+    # rows than can be counted in some 10 ms are not counted.
+    audit_every_s: float = 300.0
+    audit_rows_max: int = 1_000_000
     # A hub that follows another one looks so often whether it can take over, and waits so long for
     # an owner that is just beginning.
     owner_look_s: float = 0.5

@@ -358,6 +358,8 @@ class Hub:
                 "epochsStarted": counters.epochs_started,
                 "breaks": counters.breaks,
                 "differences": counters.differences,
+                "auditsSuspicious": counters.audits_suspicious,
+                "auditsFailed": counters.audits_failed,
                 "commitsExact": counters.commits_exact,
                 "commitsMerged": counters.commits_merged,
                 "prunesQuiet": counters.prunes_quiet,

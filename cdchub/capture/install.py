@@ -12,7 +12,7 @@ removes all of them; an empty `sqlite_sequence` may stay, because SQLite can't d
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -106,6 +106,7 @@ def reconcile(
     strict: bool = False,
     known: KnownRows | None = None,
     silent: bool = False,
+    escaped: Collection[str] = (),
 ) -> Outcome:
     """Makes the source capture `choice` (None: what it was told before, at first everything).
 
@@ -113,6 +114,7 @@ def reconcile(
     named must be there; raises `TableRefused`. Otherwise a table that can't be captured, or can't
     any more, is a warning. `known`: what the log knows of the tables that `suspects` names, to tell
     followers the difference. `silent`: a new history begins here, so there is nothing to tell.
+    `escaped`: tables that are known to have changed without capture.
     """
     fresh = not is_installed(db)
     if fresh:
@@ -131,8 +133,8 @@ def reconcile(
         old = ShapeVersion(table_id, before.shapes[table_id])
         if name not in wanted:
             _retire(db, old, teller)
-        elif wanted[name] != old.shape or not _stands(db, old.shape, table_id):
-            replace = partial(_replace, db, old, wanted[name], teller)
+        elif wanted[name] != old.shape or name in escaped or not stands(db, old.shape, table_id):
+            replace = partial(_replace, db, old, wanted[name], teller, escaped=name in escaped)
             if not _attempt(db, replace, outcome, strict=strict and name in named):
                 _retire(db, old, teller)
         elif renumbered and not old.shape.key:
@@ -159,7 +161,7 @@ def suspects(db: Database, choice: Choice | None = None) -> list[str] | None:
     found = []
     for table_id in captured.active:
         shape = captured.shapes[table_id]
-        same = wanted.get(shape.name) == shape and _stands(db, shape, table_id)
+        same = wanted.get(shape.name) == shape and stands(db, shape, table_id)
         if not same or not shape.key:
             found.append(shape.name)
     return found
@@ -241,7 +243,7 @@ def _noted_schema(db: Database) -> str | None:
     return str(rows[0][0]) if rows else None
 
 
-def _stands(db: Database, shape: Shape, table_id: int) -> bool:
+def stands(db: Database, shape: Shape, table_id: int) -> bool:
     """Whether all objects of this table are there, word for word, and no trigger is newer.
 
     The newest fires first. If a user's one fails then under OR FAIL, SQLite keeps the row as it has
@@ -261,9 +263,9 @@ def _stands(db: Database, shape: Shape, table_id: int) -> bool:
     return found == wanted and not list(newer)
 
 
-def _replace(db: Database, old: ShapeVersion, wanted: Shape, teller: Teller) -> None:
+def _replace(db: Database, old: ShapeVersion, wanted: Shape, teller: Teller, *, escaped: bool) -> None:
     """Captures a table anew after its shape, its indexes or its triggers have changed."""
-    escaped = not _triggers_stand(db, old.shape, old.id)
+    escaped = escaped or not _triggers_stand(db, old.shape, old.id)
     same_rows = _apart_from_rivals(old.shape) == _apart_from_rivals(wanted)
     # Under a new unique index REPLACE evicted rows that the old triggers did not look for.
     fewer_rivals = wanted.grade is Grade.PLAIN or (

@@ -27,7 +27,7 @@ class CaptureCounters:
     bases_taken: int = 0
     bases_failed: int = 0
     differences: int = 0
-    audits: int = 0
+    audits_suspicious: int = 0
     audits_failed: int = 0
     last_commit_ms: int = 0
     failing: str | None = None

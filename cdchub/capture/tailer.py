@@ -15,23 +15,22 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
-from itertools import count
 
 from cdchub.capture import install
+from cdchub.capture.audit import Auditor
 from cdchub.capture.bases import BaseKeeper
 from cdchub.capture.choice import Choice, warnings_for
 from cdchub.capture.connection import (
     SourcePaths,
     read_transaction,
     translated,
-    write_transaction,
 )
 from cdchub.capture.driver import BadStatement, Busy
 from cdchub.capture.history import begin_history, break_in_history, continue_history
+from cdchub.capture.mending import Mender
 from cdchub.capture.outbox import LSN, NONCE, TIMESTAMP, Anchor, HistoryBroken
 from cdchub.capture.progress import CaptureCounters
 from cdchub.capture.source import Batch, Source
-from cdchub.capture.telling import TOLD_ROWS_MAX
 from cdchub.capture.upkeep import Upkeep
 from cdchub.capture.wake import Hint, Wake
 from cdchub.catalog import Catalog
@@ -43,7 +42,6 @@ from cdchub.log.protocol import (
     AppendLog,
     Delivery,
     HistoryChanged,
-    KnownRows,
     LogConflict,
     SchemaChanged,
 )
@@ -52,8 +50,6 @@ logger = logging.getLogger("cdchub.capture")
 
 # poll(2) counts in milliseconds; a shorter wait than one is a sleep.
 _WAIT_S_MIN = 0.001
-# How often capture is about to be mended without the lock in hand, before writers have to wait.
-_QUIET_TRIES_MAX = 20
 
 _FAULTS = (sqlite3.Error, OSError, CdchubError, LogConflict)
 
@@ -81,6 +77,8 @@ class Tailer:
         self.counters = CaptureCounters()
         self._wake = Wake(paths.wal, poll_s=capture.poll_s)
         self._bases = BaseKeeper(paths, log, config.base, self.counters, kick=self.kick)
+        self._auditor = Auditor(capture)
+        self._mender = Mender(log, choice, append=self._append, batch_rows=capture.batch_rows)
         self._upkeep = Upkeep(log, self._bases, config)
 
     # Called from outside.
@@ -199,6 +197,8 @@ class Tailer:
         if state is not None:
             self._log_state = state
             self._deliver(self._history())
+        if quiet:
+            self._audit()
 
     def _look_again(self) -> bool:
         """Looks until the commit that woke us is visible, or nothing came of it."""
@@ -218,7 +218,7 @@ class Tailer:
 
     def _patience_s(self) -> float:
         now_s, config, progress = time.monotonic(), self._config, self._source.progress
-        if self._bases.copying:
+        if self._bases.copying or self._auditor.busy:
             return 0.0
         if not progress.prune_wanted(config, now_s):
             return config.safety_look_s
@@ -253,6 +253,7 @@ class Tailer:
             self._log_state.present.number, entries, nonce=last[NONCE], timestamp_ms=last[TIMESTAMP]
         )
         source.progress.moved_to(Anchor(last[LSN], last[NONCE]), now_s=time.monotonic())
+        self._auditor.captured(batch.rows)
         size_bytes = sum(len(entry.data) for entry in entries)
         source.progress.outbox_bytes += size_bytes
         broken = any(entry.type is ChangeType.BREAK for entry in entries)
@@ -269,43 +270,37 @@ class Tailer:
 
     # Schema and history.
 
-    def _reconcile(self, *, strict: bool = False) -> None:
-        """Brings capture in line with the schema, and tells followers what that means to them."""
-        source = self._source
-        with read_transaction(source.connection):
-            names = install.suspects(source.connection, self._choice) or []
-        known = self._log.known_rows(names, rows_max=2 * TOLD_ROWS_MAX) if names else None
-        try:
-            outcome = self._reconcile_with(known, strict=strict)
-        finally:
-            if known is not None:
-                known.close()
-        self._take(outcome)
-        self._deliver(SchemaChanged(source.captured.catalog()))
+    def _audit(self) -> None:
+        """Looks whether capture sees everything, and mends it where it does not."""
+        suspicion = self._auditor.turn(self._source)
+        if suspicion is None:
+            return
+        self.counters.audits_suspicious += 1
+        if not suspicion.certain and self._mender.holds_what_is_known(self._source, suspicion.table):
+            # Triggers of the user's can add up to another count than rows.
+            return
+        self.counters.audits_failed += 1
+        logger.error(
+            "audit: table %r was changed without capture (%s): somebody writes with triggers off, or "
+            "changed the schema by hand; its followers are brought up",
+            suspicion.table,
+            suspicion.why,
+        )
+        self._reconcile(escaped=(suspicion.table,))
 
-    def _reconcile_with(self, known: KnownRows | None, *, strict: bool) -> install.Outcome:
-        source = self._source
-        for attempt in count(1):
-            with write_transaction(source.connection):
-                batch = source.read_batch(self._config.batch_rows)
-                if not batch.rows or attempt > _QUIET_TRIES_MAX:
-                    # Nobody can write now. What the log has then is all that has happened.
-                    while batch.rows:
-                        self._append(batch)
-                        batch = source.read_batch(self._config.batch_rows)
-                    if known is not None:
-                        self._log.catch_up(known)
-                    outcome = install.reconcile(
-                        source.connection, self._choice, strict=strict, known=known
-                    )
-                    source.schema_version = source.connection.pragma("schema_version")
-                    return outcome
-            # Somebody was quicker: what they wrote goes to the log without the lock in our hands.
-            self._append(batch)
-        raise AssertionError("count() has no end")
+    def _reconcile(self, *, strict: bool = False, escaped: Sequence[str] = ()) -> None:
+        """Brings capture in line with the schema, and tells followers what that means to them.
+
+        `escaped`: tables that were changed without capture.
+        """
+        outcome = self._mender.reconcile(self._source, strict=strict, escaped=escaped)
+        if outcome is not None:
+            self._take(outcome)
+        self._deliver(SchemaChanged(self._source.captured.catalog()))
 
     def _take(self, outcome: install.Outcome) -> None:
         self._source.take(outcome.captured)
+        self._auditor.begin()
         told = outcome.told
         self.counters.breaks += len(told.broken)
         self.counters.differences += sum(told.differences.values())

@@ -1,0 +1,101 @@
+"""A look now and then whether capture still sees everything.
+
+Writers can escape it: by switching triggers off on their connection, or by editing sqlite_schema. So
+each table's triggers are looked at, and its rows counted: since the last audit their number must have
+changed by what was captured. Counting is cheap and finds most escapes, not all: an UPDATE changes no
+count (`cdchub verify` compares every row).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cdchub.capture import install
+from cdchub.capture.connection import read_transaction
+from cdchub.capture.outbox import OP, TABLE, OutboxRow, outbox_head
+from cdchub.capture.source import Source
+from cdchub.capture.table import Shape, quote
+from cdchub.config import CaptureConfig
+
+_NET = {"c": 1, "d": -1}
+
+
+@dataclass(frozen=True, slots=True)
+class Suspicion:
+    """Something about one table that should not be. `certain`: no comparison is needed to know."""
+
+    table: str
+    why: str
+    certain: bool
+
+
+class Auditor:
+    """Used by the tailer's thread between its reads; one table a turn."""
+
+    def __init__(self, config: CaptureConfig) -> None:
+        self._config = config
+        self._due_s = time.monotonic() + config.audit_every_s
+        self._queue: list[int] = []
+        self._rows: dict[int, int] = {}
+        self._net: Counter[int] = Counter()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._queue)
+
+    def begin(self) -> None:
+        """The history, or what is captured, is another: what was counted before says nothing."""
+        self._queue.clear()
+        self._rows.clear()
+        self._net.clear()
+
+    def captured(self, rows: Sequence[OutboxRow]) -> None:
+        """Takes note of rows that were carried into the log."""
+        kinds = Counter([(row[TABLE], row[OP]) for row in rows])
+        for (table_id, op), count in kinds.items():
+            if op in _NET:
+                self._net[table_id] += _NET[op] * count
+
+    def turn(self, source: Source) -> Suspicion | None:
+        """Audits one table if it is time. To be called when there is nothing to read."""
+        now_s = time.monotonic()
+        if not self._queue:
+            if now_s < self._due_s:
+                return None
+            self._due_s = now_s + self._config.audit_every_s
+            self._queue = sorted(source.captured.active)
+            if not self._queue:
+                return None
+        table_id = self._queue[-1]
+        shape = source.captured.shapes[table_id]
+        with read_transaction(source.connection):
+            if outbox_head(source.connection).lsn != source.progress.anchor.lsn:
+                # Somebody was quicker: first the log gets what they wrote.
+                return None
+            stands = install.stands(source.connection, shape, table_id)
+            rows = self._count(source, shape)
+        self._queue.pop()
+        if not stands:
+            return Suspicion(shape.name, "its triggers are not the ones that were made", certain=True)
+        return self._compare(table_id, shape, rows)
+
+    def _count(self, source: Source, shape: Shape) -> int | None:
+        """The table's rows; None where counting them would take too long."""
+        most = self._config.audit_rows_max
+        limited = f"SELECT count(*) FROM (SELECT 1 FROM {quote(shape.name)} LIMIT {most + 1})"
+        rows = int(source.connection.value(limited))
+        return rows if rows <= most else None
+
+    def _compare(self, table_id: int, shape: Shape, rows: int | None) -> Suspicion | None:
+        before, net = self._rows.pop(table_id, None), self._net.pop(table_id, 0)
+        if rows is None:
+            return None
+        self._rows[table_id] = rows
+        if before is None or before + net == rows:
+            return None
+        return Suspicion(
+            shape.name, f"it holds {rows} rows, {before + net} by what was captured", certain=False
+        )

@@ -1,0 +1,105 @@
+"""Bringing capture in line with the schema while writers write, and telling followers by difference.
+
+What the log knows of a table is compared with what the table holds, so the log must have everything
+that was committed, and nobody may commit meanwhile: the source's write lock is held for that moment,
+and given back as long as somebody was quicker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import count
+
+from cdchub.capture import install
+from cdchub.capture.choice import Choice
+from cdchub.capture.connection import read_transaction, write_transaction
+from cdchub.capture.difference import differs
+from cdchub.capture.outbox import outbox_head
+from cdchub.capture.source import Batch, Source
+from cdchub.capture.telling import TOLD_ROWS_MAX
+from cdchub.log.protocol import AppendLog, KnownRows
+
+# How often the lock is given back to read what somebody else has written; then writers wait.
+_QUIET_TRIES_MAX = 20
+
+
+class Mender:
+    """`append` carries a batch into the log, and on to its followers."""
+
+    def __init__(
+        self,
+        log: AppendLog,
+        choice: Choice | None,
+        *,
+        append: Callable[[Batch], None],
+        batch_rows: int,
+    ) -> None:
+        self._log = log
+        self._choice = choice
+        self._append = append
+        self._batch_rows = batch_rows
+
+    def reconcile(
+        self, source: Source, *, strict: bool, escaped: Sequence[str]
+    ) -> install.Outcome | None:
+        """Brings capture in line; None where somebody else has done that already.
+
+        `escaped`: tables that were changed without capture. Raises `TableRefused`, if `strict`.
+        """
+        with read_transaction(source.connection):
+            suspects = install.suspects(source.connection, self._choice)
+            version = source.connection.pragma("schema_version")
+        if suspects is None and not escaped:
+            source.schema_version = version
+            return None
+        names = sorted({*(suspects or ()), *escaped})
+        known = self._log.known_rows(names, rows_max=2 * TOLD_ROWS_MAX) if names else None
+        try:
+            return self._reconcile_with(source, known, strict=strict, escaped=escaped)
+        finally:
+            if known is not None:
+                known.close()
+
+    def _reconcile_with(
+        self, source: Source, known: KnownRows | None, *, strict: bool, escaped: Sequence[str]
+    ) -> install.Outcome:
+        for attempt in count(1):
+            with write_transaction(source.connection):
+                batch = source.read_batch(self._batch_rows)
+                if not batch.rows or attempt > _QUIET_TRIES_MAX:
+                    # Nobody can write now. What the log has then is all that has happened.
+                    while batch.rows:
+                        self._append(batch)
+                        batch = source.read_batch(self._batch_rows)
+                    if known is not None:
+                        self._log.catch_up(known)
+                    outcome = install.reconcile(
+                        source.connection,
+                        self._choice,
+                        strict=strict,
+                        known=known,
+                        escaped=escaped,
+                    )
+                    source.schema_version = source.connection.pragma("schema_version")
+                    return outcome
+            # Somebody was quicker: what they wrote goes to the log without the lock in our hands.
+            self._append(batch)
+        raise AssertionError("count() has no end")
+
+    def holds_what_is_known(self, source: Source, table: str) -> bool:
+        """Whether a table holds exactly what the log knows; False where that can't be told."""
+        known = self._log.known_rows([table], rows_max=TOLD_ROWS_MAX)
+        if known is None:
+            return False
+        try:
+            with read_transaction(source.connection):
+                shapes = [source.captured.shapes[i] for i in source.captured.active]
+                shape = next((shape for shape in shapes if shape.name == table), None)
+                if shape is None or not known.knows(table):
+                    return False
+                if outbox_head(source.connection).lsn != source.progress.anchor.lsn:
+                    # Changes are under way; the next audit counts anew.
+                    return True
+                return not differs(source.connection, known, shape)
+        finally:
+            known.close()
