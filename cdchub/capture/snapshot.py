@@ -21,7 +21,7 @@ import msgspec
 
 from cdchub.capture import install
 from cdchub.capture.connection import SourcePaths, open_source, read_transaction
-from cdchub.capture.driver import Connection
+from cdchub.capture.driver import BadStatement, Connection
 from cdchub.capture.encode import RowEncoder
 from cdchub.capture.outbox import (
     Anchor,
@@ -94,6 +94,10 @@ def take_snapshot(
                 file.write(lines)
         file.flush()
         return Spool(lsn, tuple(chosen), file, file.tell())
+    except BadStatement as error:
+        file.close()
+        # The tables are others than the captured ones; that is mended in a moment.
+        raise SnapshotStale(f"the schema is not the captured one ({error})") from error
     except BaseException:
         file.close()
         raise

@@ -16,9 +16,8 @@ from pathlib import Path
 import msgspec
 
 from cdchub.capture.connection import source_paths
-from cdchub.capture.driver import BadStatement
 from cdchub.capture.outbox import Anchor
-from cdchub.capture.snapshot import Spool, take_snapshot
+from cdchub.capture.snapshot import SnapshotStale, Spool, take_snapshot
 from cdchub.catalog import Selection, SnapshotFormat
 from cdchub.cli.rebuild import Files
 from cdchub.errors import NotVerifiable
@@ -95,11 +94,8 @@ def _live_rows(files: Files) -> Spool:
             timeout_s=_SNAPSHOT_S,
             folder=Path(tempfile.gettempdir()),
         )
-    except BadStatement as error:
-        raise NotVerifiable(
-            f"the schema is not the captured one ({error}): start the hub, or run `cdchub init`, and "
-            "try again"
-        ) from error
+    except SnapshotStale as error:
+        raise NotVerifiable(f"{error}: start the hub, or run `cdchub init`, and try again") from error
 
 
 def compare(replica: Replica, spool: Spool) -> Report:

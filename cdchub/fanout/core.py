@@ -94,6 +94,8 @@ class Core:
     def _round(self, entries: Sequence[Entry], source_head_lsn: int, nonce: int | None) -> None:
         before = self.present.cursor
         self.present.append(entries, source_head_lsn=source_head_lsn, nonce=nonce)
+        if not any(self._live.values()):
+            return
         touched = {entry.table for entry in entries}
         broken = {entry.table for entry in entries if entry.type is ChangeType.BREAK}
         epoch = self.present.view.log.present
