@@ -124,7 +124,7 @@ async def test_a_large_transaction_stays_one(database: Path) -> None:
 async def test_a_source_has_one_owner(database: Path) -> None:
     async with Hub(database):
         with pytest.raises(SourceOwned, match="already served by pid"):
-            async with Hub(database):
+            async with Hub(database, exclusive=True):
                 pass
     async with Hub(database) as again:
         assert again.failing is None
