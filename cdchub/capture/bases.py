@@ -8,6 +8,7 @@ reading a base, and a log with its bases is at most a small multiple of what it 
 from __future__ import annotations
 
 import logging
+import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -91,6 +92,15 @@ class BaseKeeper:
 
     def turn(self) -> bool:
         """Does what is due. True when a base is complete, so that the log's state has changed."""
+        try:
+            return self._turn()
+        except (sqlite3.Error, OSError) as error:
+            # A full disk: capture itself can do without a base for a while.
+            self.close()
+            self._failed(error)
+            return False
+
+    def _turn(self) -> bool:
         if self._copying is not None:
             return self._copy(*self._copying)
         if self._reading is None:
