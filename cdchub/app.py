@@ -110,7 +110,7 @@ async def _lifespan(hub: Hub, receive: Receive, send: Send) -> None:
         return
     await send({"type": "lifespan.startup.complete"})
     await receive()
-    await hub.core.drain()
+    await hub.drain()
     await hub.__aexit__(None, None, None)
     await send({"type": "lifespan.shutdown.complete"})
 

@@ -241,6 +241,11 @@ class Hub:
 
         connection.set_commit_hook(committing, id=self)
 
+    async def drain(self) -> None:
+        """Refuses new streams, and ends the open ones within the drain window (`StreamConfig.drain_s`),
+        each told where to resume. To be called before the server that carries them stops."""
+        await self.core.drain()
+
     def asgi(self, authenticate: Authenticate | None = None) -> ASGIApp:
         """The hub's HTTP as an ASGI app, to be mounted in any other or served by itself.
 

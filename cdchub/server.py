@@ -124,5 +124,5 @@ async def serve(hub: Hub, listener: socket.socket) -> None:
 async def _end(hub: Hub, server: _Server, ended: asyncio.Event) -> None:
     await ended.wait()
     logger.info("ending: open streams are told where to resume")
-    await hub.core.drain()
+    await hub.drain()
     server.exit()

@@ -208,7 +208,7 @@ async def test_a_mounted_hub_streams(database: Path) -> None:
                 f"{url}/closed/cdc/tables", headers={"Authorization": "me"}
             ) as answer:
                 assert answer.status == 200
-            await hub.core.drain()
+            await hub.drain()
 
 
 async def test_a_hub_served_by_itself_lives_with_its_server(database: Path) -> None:

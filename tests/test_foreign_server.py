@@ -34,7 +34,7 @@ async def foreign_server(database: Path) -> AsyncIterator[str]:
             hypercorn.asyncio.serve(create_app(hub), config, shutdown_trigger=ended.wait)
         )
         yield f"http://127.0.0.1:{port}"
-        await hub.core.drain()
+        await hub.drain()
         ended.set()
         with contextlib.suppress(asyncio.CancelledError):
             await serving

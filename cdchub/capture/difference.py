@@ -7,6 +7,7 @@ outbox like any change: so a subscriber who applies it has the table again, with
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -35,18 +36,19 @@ def write_difference(db: Database, known: KnownRows, *, old: ShapeVersion, new: 
     """
     count = 0
     seen: set[bytes] = set()
-    for row, key, line in _present(db, new.shape):
-        before = known.row(old.shape.name, key)
-        if before is not None:
-            seen.add(key)
-        if before == line:
-            continue
-        if before is None:
-            values = [None] * len(row[1:]) + list(row[1:])
-            _write(db, new.id, "c", row[0], values)
-        else:
-            _write(db, new.id, "m", row[0], [old.id, *_values(old.shape, before), *row[1:]])
-        count += 1
+    for batch, keys, lines in _present(db, new.shape):
+        held = known.find(old.shape.name, keys)
+        seen.update(held)
+        for row, key, line in zip(batch, keys, lines, strict=True):
+            before = held.get(key)
+            if before == line:
+                continue
+            if before is None:
+                values = [None] * len(row[1:]) + list(row[1:])
+                _write(db, new.id, "c", row[0], values)
+            else:
+                _write(db, new.id, "m", row[0], [old.id, *_values(old.shape, before), *row[1:]])
+            count += 1
     return count + _write_gone(db, known, old, seen)
 
 
@@ -58,21 +60,22 @@ def write_removal(db: Database, known: KnownRows, *, old: ShapeVersion) -> int:
 def differs(db: Database, known: KnownRows, shape: Shape) -> bool:
     """Whether a table holds anything else than what is known of it."""
     count = 0
-    for _, key, line in _present(db, shape):
-        if known.row(shape.name, key) != line:
+    for _, keys, lines in _present(db, shape):
+        held = known.find(shape.name, keys)
+        if [held.get(key) for key in keys] != lines:
             return True
-        count += 1
+        count += len(keys)
     return count != known.count(shape.name)
 
 
-def _present(db: Database, shape: Shape) -> Iterator[tuple[ScannedRow, bytes, bytes]]:
-    """The table's rows, each with its key and its values as JSON."""
+def _present(db: Database, shape: Shape) -> Iterator[tuple[list[ScannedRow], list[bytes], list[bytes]]]:
+    """The table's rows in batches, with their keys and their values as JSON."""
     encoder = RowEncoder(shape)
     for batch in scan(db, shape):
         rowids, *columns = zip(*batch, strict=True)
         keys = encode_lines(list(encoder.keys(columns, rowids)))
         lines = encode_lines(list(encoder.rows(columns)))
-        yield from zip(batch, keys, lines, strict=True)
+        yield batch, keys, lines
 
 
 def _write_gone(
@@ -94,10 +97,14 @@ def _values(shape: Shape, line: bytes) -> list[SqliteValue]:
 
 
 def _write(db: Database, table_id: int, op: str, rowid: object, values: Sequence[SqliteValue]) -> None:
-    columns = ", ".join(["tbl", "op", "rid", *value_columns(len(values))])
-    # Broken text is bound as its bytes, and made TEXT again by the cast.
-    marks = ", ".join("CAST(? AS TEXT)" if isinstance(v, InvalidText) else "?" for v in values)
-    plain = [bytes(v) if isinstance(v, InvalidText) else v for v in values]
-    db.execute(
-        f"INSERT INTO {OUTBOX}({columns}) VALUES (?, ?, ?, {marks})", (table_id, op, rowid, *plain)
-    )
+    broken = tuple(n for n, value in enumerate(values) if isinstance(value, InvalidText))
+    plain = [bytes(v) if isinstance(v, InvalidText) else v for v in values] if broken else values
+    db.execute(_insert(len(values), broken), (table_id, op, rowid, *plain))
+
+
+@functools.lru_cache(maxsize=64)
+def _insert(width: int, broken: tuple[int, ...]) -> str:
+    """The statement for so many values. Broken text is bound as its bytes, and made TEXT again."""
+    columns = ", ".join(["tbl", "op", "rid", *value_columns(width)])
+    marks = ", ".join("CAST(? AS TEXT)" if place in broken else "?" for place in range(width))
+    return f"INSERT INTO {OUTBOX}({columns}) VALUES (?, ?, ?, {marks})"

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import groupby, islice
 from pathlib import Path
 
 import msgspec
@@ -24,6 +25,7 @@ from cdchub.errors import NotVerifiable
 from cdchub.log import Replica
 
 _SNAPSHOT_S = 3_600.0
+_BATCH_ROWS = 500
 # Differences of one table that are shown; the rest is counted.
 _SHOWN_MAX = 20
 _SHOWN_CHARS_MAX = 200
@@ -103,16 +105,17 @@ def compare(replica: Replica, spool: Spool) -> Report:
     report = Report(unknown=[table for table in spool.tables if not replica.knows(table)])
     unknown = set(report.unknown)
     spool.file.seek(0)
-    for line in spool.file:
-        row = _decoder.decode(line)
-        if row.table in unknown:
-            continue
-        key, live = bytes(row.key), bytes(row.newValue)
-        log = replica.take(row.table, key)
-        if log == live:
-            report.agree[row.table] += 1
-        else:
-            report.difference(row.table, key, log=log, live=live)
+    rows = (_decoder.decode(line) for line in spool.file)
+    for table, of_table in groupby(rows, key=lambda row: row.table):
+        while table not in unknown and (batch := list(islice(of_table, _BATCH_ROWS))):
+            keys = [bytes(row.key) for row in batch]
+            held = replica.take(table, keys)
+            for key, row in zip(keys, batch, strict=True):
+                log, live = held.get(key), bytes(row.newValue)
+                if log == live:
+                    report.agree[table] += 1
+                else:
+                    report.difference(table, key, log=log, live=live)
     for table in replica.schemas:
         for key, log in replica.rows(table):
             report.difference(table, key, log=log, live=None)

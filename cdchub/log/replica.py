@@ -92,6 +92,8 @@ class Replica:
             self._flush()
 
     def _flush(self) -> None:
+        if not self._pending:
+            return
         kept = [(table, key, row) for (table, key), row in self._pending.items() if row is not None]
         gone = [place for place, row in self._pending.items() if row is None]
         self._pending.clear()
@@ -110,20 +112,20 @@ class Replica:
         (count,) = self._db.execute("SELECT count(*) FROM rows WHERE tbl = ?", (table,)).fetchone()
         return int(count)
 
-    def row(self, table: str, key: bytes) -> bytes | None:
-        """The row under a key, or None."""
+    def find(self, table: str, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        """The rows under some keys; a key without a row is not in the answer."""
         self._flush()
-        found = self._db.execute(
-            "SELECT row FROM rows WHERE tbl = ? AND key = ?", (table, key)
-        ).fetchone()
-        return None if found is None else found[0]
+        marks = ", ".join("?" * len(keys))
+        sql = f"SELECT key, row FROM rows WHERE tbl = ? AND key IN ({marks})"
+        return dict(self._db.execute(sql, (table, *keys)))
 
-    def take(self, table: str, key: bytes) -> bytes | None:
-        """The row under a key, which is no longer in here afterwards; or None."""
-        row = self.row(table, key)
-        if row is not None:
-            self._db.execute("DELETE FROM rows WHERE tbl = ? AND key = ?", (table, key))
-        return row
+    def take(self, table: str, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Like `find`; afterwards these rows are no longer in here."""
+        found = self.find(table, keys)
+        self._db.executemany(
+            "DELETE FROM rows WHERE tbl = ? AND key = ?", [(table, key) for key in found]
+        )
+        return found
 
     def rows(self, table: str) -> Iterator[tuple[bytes, bytes]]:
         """All rows of a table: key and row, ordered by the key's bytes."""
