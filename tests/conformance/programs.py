@@ -68,6 +68,7 @@ class Program:
     migrates: bool
     steps: tuple[str, ...]
     seed: int = 0
+    encoding: str = "UTF-8"
 
     def __str__(self) -> str:
         head = (
@@ -79,7 +80,14 @@ class Program:
             f"PRAGMA recursive_triggers = {int(self.recursive_triggers)}; "
             f"PRAGMA foreign_keys = {int(self.foreign_keys)}"
         )
-        lines = [*self.case.create, "-- capture is installed", *self.case.late, pragmas, *self.steps]
+        lines = [
+            f"PRAGMA encoding = '{self.encoding}'",
+            *self.case.create,
+            "-- capture is installed",
+            *self.case.late,
+            pragmas,
+            *self.steps,
+        ]
         return "\n".join([head, *(line if line in DIRECTIVES else f"{line};" for line in lines)])
 
     @property
@@ -144,6 +152,7 @@ def random_program(rng: random.Random, *, seed: int = 0) -> Program:
         migrates=migrates,
         steps=(*steps, CHECK),
         seed=seed,
+        encoding=rng.choice(["UTF-8"] * 8 + ["UTF-16le", "UTF-16be"]),
     )
 
 

@@ -28,13 +28,18 @@ def read_exact(
     select = ", ".join(
         f"typeof({p}), CASE typeof({p}) WHEN 'text' THEN CAST({p} AS BLOB) ELSE {p} END" for p in parts
     )
+    ((encoding,),) = connection.execute("PRAGMA encoding")
     rows = connection.execute(f"SELECT {select} FROM {quote(table)} {where}", args)
     return [
-        tuple(
-            from_sqlite(kind.encode(), value) for kind, value in zip(row[::2], row[1::2], strict=True)
-        )
+        tuple(_typed(kind, value, encoding) for kind, value in zip(row[::2], row[1::2], strict=True))
         for row in rows
     ]
+
+
+def _typed(kind: str, value: Any, encoding: str) -> Typed:
+    if kind == "text" and encoding != "UTF-8":
+        value = value.decode(encoding, "surrogatepass").encode("utf-8", "surrogatepass")
+    return from_sqlite(kind.encode(), value)
 
 
 def rowid_name(shape: Shape) -> str | None:
@@ -83,11 +88,12 @@ def rebuilt(db: Any, schema: TableSchema, indexes: Sequence[str], rows: Table) -
     for key, row in sorted(rows.items(), key=lambda item: "rowid" not in dict(item[0])):
         values = [row[name] for name in written]
         rowids = [dict(key)["rowid"]] if by_rowid and dict(key).keys() - set(schema.key) else []
-        marks = ["CAST(? AS TEXT)" if kind == "text" else "?" for kind, _ in [*rowids, *values]]
+        values = [*rowids, *values]
+        marks = ["?" if _bindable(value) else "CAST(? AS TEXT)" for value in values]
         listed = ", ".join([*by_rowid[: len(rowids)], *map(quote, written)])
         db.execute(
             f"INSERT INTO {quote(schema.table)}({listed}) VALUES ({', '.join(marks)})",
-            [_bound(value) for value in [*rowids, *values]],
+            [_bound(value) for value in values],
         )
     found: Table = {}
     for rowid, *typed in read_exact(db, schema.table, names, schema.rowid):
@@ -96,6 +102,18 @@ def rebuilt(db: Any, schema: TableSchema, indexes: Sequence[str], rows: Table) -
     return found
 
 
+def _bindable(value: Typed) -> bool:
+    """Whether it is no broken text: such is bound as its bytes."""
+    return value[0] != "text" or isinstance(_bound(value), str)
+
+
 def _bound(value: Typed) -> Any:
     kind, content = value
-    return float.fromhex(str(content)) if kind == "real" else content
+    if kind == "real":
+        return float.fromhex(str(content))
+    if kind == "text" and isinstance(content, bytes):
+        try:
+            return content.decode()
+        except UnicodeDecodeError:
+            return content
+    return content

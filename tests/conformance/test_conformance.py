@@ -142,5 +142,6 @@ def test_what_the_hook_saw_and_the_log_did_not_is_a_disagreement() -> None:
 
 def test_a_program_prints_as_a_script(tmp_path: Path) -> None:
     text = str(program_of("integer_key", "BEGIN", "DELETE FROM t"))
-    assert text.splitlines()[1] == "CREATE TABLE t(id INTEGER PRIMARY KEY, u TEXT UNIQUE, v);"
+    assert text.splitlines()[1] == "PRAGMA encoding = 'UTF-8';"
+    assert text.splitlines()[2] == "CREATE TABLE t(id INTEGER PRIMARY KEY, u TEXT UNIQUE, v);"
     assert text.splitlines()[-3:] == ["BEGIN;", "DELETE FROM t;", CHECK]

@@ -87,7 +87,7 @@ class _World:
         self._plain = self._opened(":memory:")
         self._hub = self._make_hub(logs)
         self._captured = self._hub.writer
-        for sql in program.case.create:
+        for sql in (f"PRAGMA encoding = '{program.encoding}'", *program.case.create):
             self._both(sql)
         how = TableChoice(self._table, room=program.room, grade=program.grade)
         self._hub.install(Choice(rooms=(how,)))
@@ -130,6 +130,8 @@ class _World:
         if self._program.on_file:
             path = logs.new_folder() / "source.db"
             writer = self._opened(str(path))
+            # A database that is there has its encoding.
+            writer.execute(f"PRAGMA encoding = '{self._program.encoding}'")
             list(writer.execute("PRAGMA journal_mode = WAL"))
             writer.execute("PRAGMA synchronous = OFF")
             hub = FileHub(self._program.library, path, writer, self._rng)
@@ -335,6 +337,7 @@ class _World:
                     rows[key_from_wire(json.loads(key))] = values
                 _compare("the log's replay", {table: rows}, {table: held.get(table, {})})
                 with closing(self._connect(":memory:")) as empty:
+                    empty.execute(f"PRAGMA encoding = '{self._program.encoding}'")
                     again = rebuilt(empty, schema, self._indexes(table), rows)
                 _compare("an empty database", {table: again}, {table: rows})
         finally:
