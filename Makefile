@@ -7,7 +7,7 @@ DEV := $(VENV)/.cdchub-dev-installed
 PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: demo test lint soak bench clean
+.PHONY: demo test lint soak conformance bench clean
 
 demo: $(STAMP)  ## serve a ready-made database with a live page
 	$(BIN)/cdchub demo $(ARGS)
@@ -22,6 +22,9 @@ lint: $(DEV)  ## formatting, lint and types
 
 soak: $(DEV)  ## the long run: 50,000 changes while the hub is killed ten times
 	$(BIN)/python loadtest/soak.py $(ARGS)
+
+conformance: $(DEV)  ## 100,000 random SQL programs, replayed and compared; ARGS="--programs 5000"
+	$(BIN)/python -m tests.conformance $(ARGS)
 
 bench: $(DEV)  ## latency, idle cost, restart time and disturbance of writers
 	$(BIN)/python loadtest/spine.py $(ARGS)

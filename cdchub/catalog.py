@@ -117,10 +117,17 @@ class SnapshotFormat(Enum):
 
 
 class Catalog:
-    """The captured tables by name. SQLite folds ASCII case in names, and so does `find`."""
+    """The captured tables by name. SQLite folds ASCII case in names, and so does `find`.
 
-    def __init__(self, tables: Sequence[TableInfo] = ()) -> None:
+    `gone_with_rooms` names tables that are captured no longer, and had a room column: what the log
+    still has of them without a room was in none, rather than in a table that has none.
+    """
+
+    def __init__(
+        self, tables: Sequence[TableInfo] = (), *, gone_with_rooms: frozenset[str] = frozenset()
+    ) -> None:
         self.tables = tuple(sorted(tables, key=lambda table: table.name))
+        self.gone_with_rooms = gone_with_rooms
         self._by_name = {fold_name(table.name): table for table in self.tables}
 
     def find(self, name: str) -> TableInfo:

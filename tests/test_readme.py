@@ -239,6 +239,7 @@ RUNNERS: dict[str, Callable[[Scratch], None]] = {
     "make test": make_test,
     "make lint": make_says("ruff format --check .", "ruff check .", "mypy"),
     "make soak": make_says("loadtest/soak.py"),
+    "make conformance": make_says("-m tests.conformance"),
     "make bench": make_says("loadtest/spine.py"),
     "sqlite3 cdchub-demo.db …": sqlite3_shell,
     "curl -N http://localhost:8787/cdc/stream?table=todos": curl_stream,

@@ -13,7 +13,7 @@ from typing import Any
 
 from cdchub.capture.driver import Connection
 from cdchub.capture.install import Captured
-from cdchub.capture.scan import decode_exact, exact_columns
+from cdchub.capture.scan import decode_exact, exact_columns, text_codec
 from cdchub.capture.triggers import OUTBOX, value_columns
 from cdchub.errors import CdchubError
 
@@ -97,11 +97,12 @@ def _rows_from(connection: Connection, first: int, width: int, limit: int) -> li
         return connection.execute(f"{_HEAD}, {', '.join(columns)} {tail}", (first, limit))
     except UnicodeDecodeError:
         # Reading exactly takes two columns a value, and SQLite has a limit of columns.
+        codec = text_codec(connection)
         rows: list[OutboxRow] = []
         for start in range(0, len(columns), _EXACT_COLUMNS_MAX):
             part = exact_columns(columns[start : start + _EXACT_COLUMNS_MAX])
             found = connection.execute(f"{_HEAD}, {part} {tail}", (first, limit))
-            exact = [decode_exact(row[VALUES:]) for row in found]
+            exact = [decode_exact(row[VALUES:], codec) for row in found]
             known = [row[:VALUES] for row in found] if start == 0 else rows
             rows = [row + values for row, values in zip(known, exact, strict=True)]
         return rows

@@ -31,9 +31,10 @@ def scan(db: Database, shape: Shape) -> Iterator[list[ScannedRow]]:
             done += len(batch)
     except UnicodeDecodeError:
         # One row holds TEXT that is no UTF-8: go on from that batch, reading bytes.
+        codec = text_codec(db)
         sql = f"SELECT {first}, {exact_columns(columns)} {tail} LIMIT -1 OFFSET ?"
         rows = iter(db.iterate(sql, (done,)))
-        while batch := [(row[0], *decode_exact(row[1:])) for row in islice(rows, BATCH_ROWS)]:
+        while batch := [(row[0], *decode_exact(row[1:], codec)) for row in islice(rows, BATCH_ROWS)]:
             yield batch
 
 
@@ -45,16 +46,30 @@ def exact_columns(columns: Sequence[str]) -> str:
     )
 
 
-def decode_exact(pairs: Sequence[SqliteValue]) -> tuple[SqliteValue, ...]:
+def text_codec(db: Database) -> str:
+    """How the bytes are to be read that a cast makes of TEXT: they are the database's own."""
+    ((encoding,),) = db.execute("PRAGMA encoding")
+    return _CODECS[encoding]
+
+
+_CODECS = {"UTF-8": "utf-8", "UTF-16le": "utf-16-le", "UTF-16be": "utf-16-be"}
+
+
+def decode_exact(pairs: Sequence[SqliteValue], codec: str) -> tuple[SqliteValue, ...]:
     """What `exact_columns` selected, as values: TEXT that is not UTF-8 becomes `InvalidText`."""
     return tuple(
-        _text(value) if is_text and isinstance(value, bytes) else value
+        _text(value, codec) if is_text and isinstance(value, bytes) else value
         for value, is_text in zip(pairs[::2], pairs[1::2], strict=True)
     )
 
 
-def _text(raw: bytes) -> str | InvalidText:
+def _text(raw: bytes, codec: str) -> str | InvalidText:
     try:
-        return raw.decode()
+        return raw.decode(codec)
     except UnicodeDecodeError:
-        return InvalidText(raw)
+        # In UTF-16 that is half of a pair, which UTF-8 has no place for either.
+        whole = codec == "utf-8"
+        return InvalidText(raw if whole else raw.decode(codec, _HALVES).encode("utf-8", _HALVES))
+
+
+_HALVES = "surrogatepass"

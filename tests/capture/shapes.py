@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -248,7 +249,7 @@ CASES = [
     ),
 ]
 
-_VALUES = ["NULL", "'a'", "'A'", "'b'", "'B'", "1", "2", "'1'", "1.0", "x'61'", "3", "-0.0"]
+VALUES = ["NULL", "'a'", "'A'", "'b'", "'B'", "1", "2", "'1'", "1.0", "x'61'", "3", "-0.0"]
 _POLICIES = ["", "OR REPLACE ", "OR REPLACE ", "OR REPLACE ", "OR IGNORE ", "OR FAIL ", "OR ABORT ",
              "OR ROLLBACK "]  # fmt: skip
 _UPSERTS = [
@@ -270,18 +271,23 @@ _CONTROL = [
 ]
 
 
-def random_statement(rng: random.Random, columns: list[str], target: str = "t") -> str:
-    """Any statement that can change `target`, or the transaction around it."""
+def random_statement(
+    rng: random.Random, columns: list[str], target: str = "t", values: Sequence[str] = VALUES
+) -> str:
+    """Any statement that can change `target`, or the transaction around it.
+
+    `columns` has the key first; `values` are the expressions to choose from.
+    """
     draw = rng.random()
     if draw < 0.2:
         return rng.choice(_CONTROL)
     if draw < 0.52:
-        return _insert(rng, columns, target)
-    policy, value = rng.choice(_POLICIES), rng.choice(_VALUES)
+        return _insert(rng, columns, target, values)
+    policy, value = rng.choice(_POLICIES), rng.choice(values)
     if draw < 0.58:
         return f"INSERT {policy}INTO {target}(u, v) SELECT u, {value} FROM {target} LIMIT 3"
     if draw < 0.85:
-        return _update(rng, columns, target)
+        return _update(rng, columns, target, values)
     if draw < 0.89:
         column = rng.choice(columns)
         return (
@@ -296,14 +302,14 @@ def random_statement(rng: random.Random, columns: list[str], target: str = "t") 
         return f"{with_rows}UPDATE {policy}{target} SET {settings}"
     if draw < 0.93:
         return f"{with_rows}DELETE FROM {target} WHERE id IN (SELECT m FROM x) RETURNING *"
-    where = "" if rng.random() < 0.1 else f" WHERE {rng.choice(columns)} = {rng.choice(_VALUES)}"
+    where = "" if rng.random() < 0.1 else f" WHERE {rng.choice(columns)} = {rng.choice(values)}"
     return f"DELETE FROM {target}{where}"
 
 
-def _insert(rng: random.Random, columns: list[str], target: str) -> str:
+def _insert(rng: random.Random, columns: list[str], target: str, values: Sequence[str]) -> str:
     def row() -> str:
-        first = rng.choice([*_VALUES, "NULL", "NULL", "NULL"])
-        rest = [rng.choice(_VALUES) for _ in columns[1:]]
+        first = rng.choice([*values, "NULL", "NULL", "NULL"])
+        rest = [rng.choice(values) for _ in columns[1:]]
         return "(" + ", ".join([first, *rest]) + ")"
 
     rows = ", ".join(row() for _ in range(rng.choice([1, 1, 2, 3])))
@@ -315,10 +321,10 @@ def _insert(rng: random.Random, columns: list[str], target: str) -> str:
     )
 
 
-def _update(rng: random.Random, columns: list[str], target: str) -> str:
+def _update(rng: random.Random, columns: list[str], target: str, values: Sequence[str]) -> str:
     settings = [
-        f"{column} = {rng.choice(_VALUES)}" for column in rng.sample(columns, rng.choice([1, 1, 2]))
+        f"{column} = {rng.choice(values)}" for column in rng.sample(columns, rng.choice([1, 1, 2]))
     ]
-    where = "" if rng.random() < 0.4 else f" WHERE {rng.choice(columns)} = {rng.choice(_VALUES)}"
+    where = "" if rng.random() < 0.4 else f" WHERE {rng.choice(columns)} = {rng.choice(values)}"
     returning = " RETURNING *" if rng.random() < 0.2 else ""
     return f"UPDATE {rng.choice(_POLICIES)}{target} SET {', '.join(settings)}{where}{returning}"

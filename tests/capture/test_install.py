@@ -291,3 +291,13 @@ def test_a_fault_in_the_triggers_shows_at_installation(db: apsw.Connection) -> N
     db.execute("CREATE TABLE t(a TEXT NOT NULL DEFAULT word UNIQUE)")
     with pytest.raises(TableRefused, match="don't compile"):
         install.reconcile(db, Choice((TableChoice("t"),)), strict=True)
+
+
+def test_the_catalog_knows_which_tables_that_are_gone_had_rooms(db: apsw.Connection) -> None:
+    for name, column in (("chat", "room"), ("talk", "room"), ("plain", "v")):
+        db.execute(f"CREATE TABLE {name}(id INTEGER PRIMARY KEY, {column})")
+    assert install.reconcile(db).captured.catalog().gone_with_rooms == frozenset()
+    db.execute("ALTER TABLE chat RENAME TO chat2; DROP TABLE plain")
+    assert install.reconcile(db).captured.catalog().gone_with_rooms == {"chat"}
+    db.execute("ALTER TABLE chat2 RENAME TO chat")
+    assert install.reconcile(db).captured.catalog().gone_with_rooms == {"chat2"}

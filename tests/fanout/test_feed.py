@@ -79,6 +79,18 @@ def test_tables_without_a_room_column_are_sent_whole() -> None:
     assert matcher.data(entry(INS, None, None, "desk")) is None
 
 
+def test_a_table_that_is_gone_keeps_what_was_in_no_room() -> None:
+    """Read later, its older rows look as if they were of a table without a room column."""
+    catalog = Catalog([table("plain", None)], gone_with_rooms=frozenset({"chat"}))
+    matcher = Matcher(Selection(None, "x"), catalog)
+    assert matcher.data(entry(INS, None, None)) is None
+    assert matcher.data(entry(UPD, None, "y")) is None
+    assert matcher.data(entry(UPD, None, "x")) is not None
+    assert matcher.data(entry(INS, None, None, "plain")) is not None
+    # One that had no room column was sent whole.
+    assert matcher.data(entry(INS, None, None, "other")) is not None
+
+
 def test_everything_includes_tables_that_come_later() -> None:
     matcher = Matcher(Selection(None), CATALOG)
     assert matcher.covers("not yet there")
