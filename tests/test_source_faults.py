@@ -227,6 +227,22 @@ def test_a_killed_hub_resumes_where_it_was(hub: HubProcess) -> None:
         assert "reset" not in stream.text
 
 
+def test_a_schema_change_under_a_dead_hub_that_was_behind_does_not_stop_the_next(
+    hub: HubProcess,
+) -> None:
+    add(hub.database, "a")
+    hub.wait_for_lsn(1)
+    hub.kill()
+    add(hub.database, "b", "c")
+    run_sql(hub.database, "ALTER TABLE todos ADD COLUMN note DEFAULT 'n'")
+    hub.start()
+    with hub.stream("table=todos&since=beginning") as stream:
+        stream.until("caught-up")
+        add(hub.database, "d")
+        assert ids(stream.changes(1)) == ["d"]
+    assert "ValueError" not in hub.log
+
+
 def test_a_full_disk_interrupts_and_loses_nothing(hub: HubProcess) -> None:
     """The kernel refuses the log's writes, as it does on a full disk, until there is room again."""
     add(hub.database, "a")

@@ -374,7 +374,9 @@ class Tailer:
             mend = continue_history(source, self._log, self._bases, self._choice, strict=first)
             self._log_state = self._log.state()
             if mend:
+                # It carries over what is in the outbox, so that the log's head moves.
                 self._reconcile(strict=first)
+                self._log_state = self._log.state()
             else:
                 captured = source.captured
                 self._warn([line for i in captured.active for line in warnings_for(captured.shapes[i])])

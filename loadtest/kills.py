@@ -1,0 +1,188 @@
+"""kill -9 of the hub at random moments, many times, while several processes write.
+
+After each kill the next hub starts, and `cdchub verify` compares log and tables, while all go on
+writing. In the end the log must hold every LSN, no transaction may be split, and every restart but a
+break of the schema's must have gone on in the same epoch. Exit code 1 and a report if anything differs;
+the database is kept then. `--seed` repeats the writers' statements and the moments of the kills.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from loadtest.soak_writer import SCHEMA
+from loadtest.wire import PATIENCE_S, Hub, LoadTestError, make_database, wait_for
+
+_PAGE = 10_000
+_VERIFY_S = 600.0
+
+
+class Writers:
+    """Some writers, as processes, until they are stopped."""
+
+    def __init__(self, database: Path, count: int, seed: int) -> None:
+        self._processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "loadtest.kills_writer", database, "--seed", str(seed + n)]
+                + (["--schema"] if n == 0 else []),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                cwd=Path(__file__).parent.parent,
+            )
+            for n in range(count)
+        ]
+
+    def stop(self) -> int:
+        """How many transactions they made. Raises `LoadTestError` if one has failed."""
+        made = 0
+        for process in self._processes:
+            output, _ = process.communicate("", timeout=PATIENCE_S)
+            if process.returncode != 0:
+                raise LoadTestError("a writer has failed")
+            made += int(output)
+        return made
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    pipe.close()
+
+
+def verify(database: Path) -> list[str]:
+    """What `cdchub verify` has to say against it."""
+    program = Path(sys.executable).with_name("cdchub")
+    done = subprocess.run(
+        [program, "verify", database], capture_output=True, text=True, timeout=_VERIFY_S
+    )
+    return [] if done.returncode == 0 else [f"verify: {done.stdout}{done.stderr}".strip()]
+
+
+def settled(hub: Hub) -> None:
+    """Waits until the log has a base, from which everything can be told."""
+
+    def has_base() -> bool:
+        return hub.get_json("/cdc/status")["log"]["baseLsn"] is not None
+
+    wait_for(has_base, "the log's base snapshot", every_s=0.02)
+
+
+def run(folder: Path, options: argparse.Namespace) -> list[str]:
+    """One run. Everything that went wrong, one line each."""
+    database = make_database(folder / "kills.db", SCHEMA)
+    hub, pick = Hub(database), random.Random(options.seed)
+    problems: list[str] = []
+    restarts = [hub.start()]
+    settled(hub)
+    epoch = hub.get_json("/cdc/status")["epoch"]
+    writers = Writers(database, options.writers, options.seed)
+    try:
+        for kill in range(1, options.kills + 1):
+            time.sleep(pick.uniform(0.0, options.within_s))
+            hub.kill()
+            # Also a while in which what is written waits in the outbox.
+            time.sleep(pick.choice([0.0, 0.05, 0.3]))
+            restarts.append(hub.start())
+            problems += [f"kill {kill}: {text}" for text in verify(database)]
+            if hub.get_json("/cdc/status")["epoch"] != epoch:
+                problems.append(f"kill {kill}: the history was broken")
+            if problems:
+                return problems
+            if kill % 20 == 0:
+                print(f"{kill} kills, LSN {hub.head_lsn()}", flush=True)
+        made = writers.stop()
+        problems += _end(hub, database)
+    finally:
+        writers.close()
+        hub.close()
+    median_s, slowest_s = statistics.median(restarts), max(restarts)
+    print(f"{options.kills} kills, {made} transactions of {options.writers} writers")
+    print(f"ready after {median_s:.2f} s, the median; the slowest start took {slowest_s:.2f} s")
+    return problems
+
+
+def _end(hub: Hub, database: Path) -> list[str]:
+    """Reads the whole log through the wire, and verifies it with and without a hub."""
+    changes = _all_changes(hub)
+    problems = _holes(changes, hub.head_lsn()) + _splits(changes)
+    print(f"{len(changes)} changes in the log, {len({c['txid'] for c in changes})} txids")
+    problems += verify(database)
+    if hub.stop() != 0:
+        problems.append("the hub did not stop cleanly")
+    return problems + verify(database)
+
+
+def _all_changes(hub: Hub) -> list[dict[str, Any]]:
+    last = -1
+    while last != (last := hub.head_lsn()):
+        # The writers have ended: when the head stands still, everything is in the log.
+        time.sleep(0.5)
+    changes: list[dict[str, Any]] = []
+    since = "beginning"
+    while True:
+        page = hub.get_json(f"/cdc/changes?table=*&since={since}&limit={_PAGE}")
+        changes += page["changes"]
+        if page["upToDate"]:
+            return changes
+        since = page["next"]
+
+
+def _holes(changes: list[dict[str, Any]], head_lsn: int) -> list[str]:
+    """LSNs ascend; what is missing are notes of schema changes, which are no changes of rows."""
+    backward = [b["lsn"] for a, b in itertools.pairwise(changes) if b["lsn"] <= a["lsn"]]
+    problems = [f"LSN {lsn} came after a higher one" for lsn in backward]
+    if changes and changes[-1]["lsn"] > head_lsn:
+        problems.append(f"LSN {changes[-1]['lsn']} is beyond the head, {head_lsn}")
+    return problems
+
+
+def _splits(changes: list[dict[str, Any]]) -> list[str]:
+    """A txid begins where the one before it ended, and never comes again."""
+    problems = []
+    for before, after in itertools.pairwise(changes):
+        same = after["txid"] == before["txid"]
+        if same and before["commit"]:
+            problems.append(f"txid {after['txid']} goes on after its end, at LSN {after['lsn']}")
+        if not same and after["txid"] <= before["lsn"]:
+            problems.append(f"txid {after['txid']} at LSN {after['lsn']} begins too early")
+    return problems[:10]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--writers", type=int, default=3)
+    parser.add_argument("--within-s", type=float, default=1.0, help="the longest life of a hub")
+    parser.add_argument("--seed", type=int, default=None, help="repeats a run's statements")
+    options = parser.parse_args()
+    if options.seed is None:
+        options.seed = random.randrange(2**31)
+    print(f"kills: {options.kills}, {options.writers} writers, --seed {options.seed}", flush=True)
+    folder = Path(tempfile.mkdtemp(prefix="cdchub-kills-"))
+    try:
+        problems = run(folder, options)
+    except LoadTestError as error:
+        problems = [str(error)]
+    if problems:
+        print("\n".join(["VIOLATED:", *problems, f"kept: {folder}"]))
+        return 1
+    shutil.rmtree(folder)
+    print("ok: log and tables agreed after every kill")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
