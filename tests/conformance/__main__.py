@@ -24,8 +24,10 @@ def main() -> int:
         whole.tally.add(lap.tally)
         whole.failures += lap.failures
         whole.took_s += lap.took_s
+        for failure in lap.failures:
+            print(f"{failure}\n", flush=True)
         print(f"{whole.tally.programs} programs, {len(whole.failures)} failed", flush=True)
-    print(whole.report())
+    print(whole.summary())
     return 1 if whole.failures else 0
 
 

@@ -39,6 +39,8 @@ from tests.harness import wait_for
 
 _BATCHES = [1, 2, 3, 7, 1000]
 _ROWS_MAX = 10**6
+# Each is an epoch of the log, and the state of a log tells all of its epochs.
+_PROGRAMS_PER_LOG = 40
 _SNAPSHOT_TIMEOUT_S = 60.0
 
 

@@ -41,8 +41,8 @@ _WILD = [
     "replace(hex(zeroblob(700)), '00', 'ab')",
 ]  # fmt: skip
 # As a rowid it would make SQLite choose the next ones at random, and the twin would choose others.
-_LAST_INT = "9223372036854775807"
-_VALUES_WILD = (*VALUES, *_WILD)
+LAST_INT = "9223372036854775807"
+VALUES_WILD = (*VALUES, *_WILD)
 
 # The first letter of the name that a text literal in VALUES makes a room of.
 _ROOMS = ("a", "A", "b", "1", "2", "")
@@ -175,7 +175,7 @@ class _Writer:
         self._tame = case.fail
         self._values: tuple[str, ...] = tuple(VALUES)
         if rng.random() < 0.3:
-            self._values = _VALUES_WILD if columns.rowid_key else (*_VALUES_WILD, _LAST_INT)
+            self._values = VALUES_WILD if columns.rowid_key else (*VALUES_WILD, LAST_INT)
 
     def steps(self) -> list[str]:
         draw = self._rng.random()

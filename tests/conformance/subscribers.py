@@ -19,6 +19,21 @@ _ROWS_MAX = [1, 2, 3, 8, 500, 500]
 _BYTES_MAX = [1, 200, 2**18, 2**18]
 
 
+def parsed(line: bytes) -> Any:
+    """A change as a reader of JSON has it who knows numbers only as far as all of them agree on
+    them: an integer that a double can't hold must not be one here, nor what is no JSON."""
+    return json.loads(line, parse_int=_parse_int, parse_constant=_refuse)
+
+
+def _parse_int(text: str) -> int:
+    value = int(text)
+    return value if abs(value) < 2**53 else _refuse(text)
+
+
+def _refuse(text: str) -> int:
+    raise AssertionError(f"{text} is no number that JSON can carry exactly")
+
+
 class Subscriber:
     """Holds what one selection has sent it. A break of a table is answered with a snapshot of it."""
 
@@ -51,7 +66,7 @@ class Subscriber:
 
     def _take(self, lines: Iterable[bytes]) -> None:
         for line in lines:
-            change = json.loads(line)
+            change = parsed(line)
             assert change["type"] == "SNAPSHOT"
             assert change["oldValue"] is None
             apply(self.rows, change)
@@ -91,7 +106,7 @@ class Subscriber:
         data = matcher.data(entry)
         if data is None:
             return
-        change = json.loads(data)
+        change = parsed(data)
         self.changes.append(change)
         if entry.table not in self._lost and entry.lsn > self._snapshots.get(entry.table, 0):
             apply(self.rows, change)

@@ -21,7 +21,16 @@ from loadtest.rows import Row, Table
 from tests.capture.shapes import CASES
 from tests.conformance.hubs import Logs
 from tests.conformance.many import reason_of, run_many, shrunk
-from tests.conformance.programs import CHECK, Program, random_program, replaces
+from tests.conformance.programs import (
+    CHECK,
+    LAST_INT,
+    LOOK,
+    READ,
+    VALUES_WILD,
+    Program,
+    random_program,
+    replaces,
+)
 from tests.conformance.rivals import disagreements, typed
 from tests.conformance.world import run
 
@@ -62,6 +71,24 @@ def test_programs_that_hypothesis_makes_replay_too(logs: Logs, rng: random.Rando
     program = random_program(rng, seed=seed)
     failed = reason_of(program, logs)
     assert failed is None, f"{program}\n=> {failed!r}"
+
+
+ENCODINGS = ["UTF-8", "UTF-16le", "UTF-16be"]
+BIG = ["zeroblob(300000)", "replace(hex(zeroblob(50000)), '00', 'aö')"]
+
+
+@pytest.mark.parametrize(("encoding", "on_file"), [*((e, False) for e in ENCODINGS), ("UTF-8", True)])
+@pytest.mark.parametrize("library", ["apsw", "sqlite3"])
+def test_every_value_arrives_as_it_is(library: str, encoding: str, on_file: bool, logs: Logs) -> None:
+    """As a key, as an old value and as a new one, alone and in one transaction with all others."""
+    steps: list[str] = []
+    for number, value in enumerate([*VALUES_WILD, LAST_INT, *BIG]):
+        first = f"INSERT OR REPLACE INTO t(id, u, v) VALUES ({value}, {number}, {value})"
+        steps += [first, LOOK, f"UPDATE t SET v = u, u = v WHERE id IS {value}", READ]
+    steps += ["BEGIN", "UPDATE t SET u = NULL", "UPDATE t SET v = id", "COMMIT", CHECK, "DELETE FROM t"]
+    for case in ("untyped_key",) if on_file else ("untyped_key", "without_rowid_unique"):
+        program = program_of(case, *steps, library=library)
+        run(dataclasses.replace(program, encoding=encoding, on_file=on_file), logs)
 
 
 # That it can fail.
