@@ -380,6 +380,8 @@ class Tailer:
             self._log_state = self._log.state()
             if mend:
                 self._reconcile(strict=first)
+                # What was waiting in the outbox is in the log now, and nobody was there to be told.
+                self._log_state = self._log.state()
             else:
                 captured = source.captured
                 self._warn([line for i in captured.active for line in warnings_for(captured.shapes[i])])
