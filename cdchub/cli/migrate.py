@@ -20,7 +20,7 @@ from cdchub.capture.connection import open_source, source_paths, write_transacti
 from cdchub.capture.driver import Busy, Connection, SqliteFault
 from cdchub.capture.table import OWN_PREFIX, quote
 from cdchub.capture.telling import TOLD_ROWS_MAX
-from cdchub.cli.rebuild import Files
+from cdchub.cli.rebuild import Files, apply_outbox
 from cdchub.errors import MigrationFailed, NoBase, SourceBusy, UsageError
 from cdchub.log import Replica
 
@@ -51,6 +51,10 @@ def run(options: argparse.Namespace) -> int:
                     # Nobody can write now, so this is all that has happened.
                     files.catch_up(known, epoch.number, files.head_lsn())
                 run_script(connection, statements)
+                # What the script itself wrote is going to be told as it was written; what it did to
+                # the same rows where no trigger saw it is the difference to that.
+                while known is not None and apply_outbox(connection, known):
+                    pass
                 outcome = install.reconcile(connection, known=known)
         except Busy as error:
             raise SourceBusy(options.database, _BUSY_TIMEOUT_S) from error
