@@ -1,9 +1,9 @@
-"""Schema changes under a hub: each row of docs/schema-changes.md is a case here, and the other way round.
+"""Schema changes under a hub: each row of docs/schema-changes.md is a case here, and vice versa.
 
-Every case is done by another process to a database that a real hub serves. Three readers judge it: one
-that follows live, one that comes back with a position from before, and `/cdc/changes`. Whoever applies
-the stream by key must have exactly the tables, `cdchub verify` must agree, and what they were sent must
-be what the page says: its second and third column name the kinds of events.
+Every case is done to a database that a real hub serves. Three readers judge it: one that follows
+live, one that comes back with a position from before, and `/cdc/changes`. Whoever applies the stream
+by key must have exactly the tables, `cdchub verify` must agree, and what the readers were sent must be
+what the page says: its second and third column name the kinds of events.
 """
 
 from __future__ import annotations
@@ -35,11 +35,8 @@ KEYED = (
     "INSERT INTO t VALUES (1, 'x', 10), (2, 'y', 20)",
 )
 KEYLESS = ("CREATE TABLE t(a)", "INSERT INTO t VALUES ('x'), ('y'), ('z')")
-LARGE = (
-    "CREATE TABLE t(id INTEGER PRIMARY KEY)",
-    "INSERT INTO t WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n"
-    f" WHERE i <= {TOLD_ROWS_MAX}) SELECT i FROM n",
-)
+NUMBERS = f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i <= {TOLD_ROWS_MAX})"
+LARGE = ("CREATE TABLE t(id INTEGER PRIMARY KEY)", f"INSERT INTO t {NUMBERS} SELECT i FROM n")
 
 Table = dict[str, dict[str, Any]]
 
@@ -59,7 +56,9 @@ class World:
             return db.execute(sql, parameters).fetchall()
 
     def write(self, *statements: str) -> None:
-        run_sql(self.database, *statements)
+        with closing(sqlite3.connect(self.database, timeout=30, isolation_level=None)) as db:
+            for statement in statements:
+                db.execute(statement)
 
     def settle(self) -> None:
         """Waits until the hub has looked at the schema as it is now, and its log has every change."""
@@ -240,7 +239,7 @@ def migrate(script: str) -> Action:
 
 
 def refused_drop_column(world: World) -> None:
-    with pytest.raises(AssertionError, match=r"error in trigger _cdchub_\d+_\w+"):
+    with pytest.raises(sqlite3.OperationalError, match=r"error in trigger _cdchub_\d+_\w+"):
         world.write("ALTER TABLE t DROP COLUMN b")
 
 
@@ -518,7 +517,7 @@ def world(shared: World) -> Iterator[World]:
     kept = "type IN ('table', 'view') AND name != 'mark' AND name NOT GLOB '_cdchub_*'"
     found = shared.read(f"SELECT type, name FROM sqlite_schema WHERE {kept} AND sql IS NOT NULL")
     drops = [f"DROP {kind} {name}" for kind, name in found if not name.startswith("sqlite_")]
-    shared.write("SELECT 1", *drops)
+    shared.write(*drops)
     shared.settle()
 
 
