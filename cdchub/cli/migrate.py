@@ -18,14 +18,15 @@ from pathlib import Path
 from cdchub.capture import install
 from cdchub.capture.connection import open_source, source_paths, write_transaction
 from cdchub.capture.driver import Busy, Connection, SqliteFault
-from cdchub.capture.table import OWN_PREFIX, quote
+from cdchub.capture.table import OWN_PREFIX, quote, user_tables
 from cdchub.capture.telling import TOLD_ROWS_MAX
-from cdchub.cli.rebuild import Files
+from cdchub.cli.rebuild import Files, apply_outbox
 from cdchub.errors import MigrationFailed, NoBase, SourceBusy, UsageError
 from cdchub.log import Replica
 
 _OUR_TRIGGER = re.compile(rf"\b{OWN_PREFIX}(\d+)_\w+")
 _COMMENTS = re.compile(r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*", re.DOTALL)
+_WORD = re.compile(r"\w+")
 _OUTER = frozenset(("BEGIN", "COMMIT", "END", "ROLLBACK"))
 _SHOWN_CHARS_MAX = 80
 # Other writers finish first; a migration is worth waiting for.
@@ -51,6 +52,10 @@ def run(options: argparse.Namespace) -> int:
                     # Nobody can write now, so this is all that has happened.
                     files.catch_up(known, epoch.number, files.head_lsn())
                 run_script(connection, statements)
+                # What the script itself wrote is going to be told as it was written; what it did to
+                # the same rows where no trigger saw it is the difference to that.
+                while known is not None and apply_outbox(connection, known):
+                    pass
                 outcome = install.reconcile(connection, known=known)
         except Busy as error:
             raise SourceBusy(options.database, _BUSY_TIMEOUT_S) from error
@@ -88,12 +93,13 @@ def read_script(path: Path) -> Iterator[str]:
 
 
 def _checked(path: Path, statement: str) -> Iterator[str]:
-    words = _body(statement).rstrip("; \n").split(None, 1)
-    if words and words[0].rstrip(";").upper() in _OUTER:
+    body = _body(statement).rstrip("; \n")
+    word = _WORD.match(body)
+    if word and word[0].upper() in _OUTER:
         raise UsageError(
-            f"{path}: leave {words[0].upper()} out: the whole script is run in one transaction"
+            f"{path}: leave {word[0].upper()} out: the whole script is run in one transaction"
         )
-    if words:
+    if body:
         yield statement
 
 
@@ -104,14 +110,16 @@ def _body(statement: str) -> str:
 
 
 def _small_tables(connection: Connection) -> list[str]:
-    """The captured tables whose rows can be told one by one."""
+    """The captured tables whose rows can be told one by one. One may be gone, which no hub has seen."""
     captured = install.load(connection)
+    standing = user_tables(connection)
     names = [captured.shapes[table_id].name for table_id in captured.active]
     limited = "SELECT count(*) FROM (SELECT 1 FROM {} LIMIT {})"
     return [
         name
         for name in names
-        if connection.value(limited.format(quote(name), TOLD_ROWS_MAX + 1)) <= TOLD_ROWS_MAX
+        if name not in standing
+        or connection.value(limited.format(quote(name), TOLD_ROWS_MAX + 1)) <= TOLD_ROWS_MAX
     ]
 
 

@@ -96,27 +96,28 @@ class Files:
                 self.reader.advance(replica, Cursor(epoch_number, min(lsn, info.head_lsn)))
             except Expired:
                 break
-            self._apply_outbox(replica, lsn)
+            moved = True
+            while moved:
+                with read_transaction(self.connection):
+                    moved = apply_outbox(self.connection, replica, upto=lsn)
         else:
             raise NotVerifiable(f"LSN {lsn} is neither in the log nor in the outbox")
         raise NotVerifiable("the log has moved on meanwhile: try again")
 
-    def _apply_outbox(self, replica: Replica, upto: int) -> None:
-        while replica.lsn < upto:
-            try:
-                with read_transaction(self.connection):
-                    captured = install.load(self.connection)
-                    rows = read_rows(
-                        self.connection,
-                        after=Anchor(replica.lsn, None),
-                        captured=captured,
-                        limit=_BATCH_ROWS,
-                    )
-            except HistoryBroken:
-                # A hub has taken these rows into the log and pruned them.
-                return
-            rows = [row for row in rows if row[LSN] <= upto]
-            if not rows:
-                return
-            nobody = [0] * len(rows)
-            replica.apply(Decoder(captured).entries(rows, nobody, [False] * len(rows)))
+
+def apply_outbox(connection: Connection, replica: Replica, *, upto: int | None = None) -> bool:
+    """Applies the next rows of the outbox; False where there are none that continue the replica.
+
+    To be called in a transaction, whose own rows are among them.
+    """
+    captured = install.load(connection)
+    after = Anchor(replica.lsn, None)
+    try:
+        rows = read_rows(connection, after=after, captured=captured, limit=_BATCH_ROWS)
+    except HistoryBroken:
+        # A hub has taken these rows into the log and pruned them.
+        return False
+    rows = [row for row in rows if upto is None or row[LSN] <= upto]
+    nobody = [0] * len(rows)
+    replica.apply(Decoder(captured).entries(rows, nobody, [False] * len(rows)))
+    return bool(rows)

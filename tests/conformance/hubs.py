@@ -32,9 +32,9 @@ from cdchub.capture.transactions import Transactions
 from cdchub.capture.triggers import OUTBOX
 from cdchub.catalog import Catalog, Selection, SnapshotFormat
 from cdchub.change import encode_lines
-from cdchub.config import BaseConfig, CaptureConfig
+from cdchub.config import BaseConfig, CaptureConfig, Config, LogConfig
 from cdchub.log import LogReader, LogWriter
-from cdchub.log.protocol import Appended, Delivery, Retention
+from cdchub.log.protocol import Appended, Delivery
 from tests.harness import wait_for
 
 _BATCHES = [1, 2, 3, 7, 1000]
@@ -243,12 +243,13 @@ class FileHub:
             self._paths,
             self._log,
             choice=choice,
-            capture=CaptureConfig(
-                batch_rows=self._rng.choice(_BATCHES), prune_soft_rows=3, prune_quiet_s=1e-6
+            config=Config(
+                capture=CaptureConfig(
+                    batch_rows=self._rng.choice(_BATCHES), prune_soft_rows=3, prune_quiet_s=1e-6
+                ),
+                base=BaseConfig(bytes_min=1),
+                log=LogConfig(retain_age_s=1e9, retain_every_s=1e9),
             ),
-            base=BaseConfig(bytes_min=1),
-            retention=Retention(age_s=1e9, changes_max=10**9, bytes_max=2**40),
-            retain_every_s=1e9,
             deliver=self._deliver,
         )
         history, _ = self._tailer.open()

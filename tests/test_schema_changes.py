@@ -1,0 +1,633 @@
+"""Schema changes under a hub: each row of docs/schema-changes.md is a case here, and vice versa.
+
+Every case is done to a database that a real hub serves. Three readers judge it: one that follows
+live, one that comes back with a position from before, and `/cdc/changes`. Whoever applies the stream
+by key must have exactly the tables, `cdchub verify` must agree, and what the readers were sent must be
+what the page says: its second and third column name the kinds of events.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cdchub.capture.telling import TOLD_ROWS_MAX
+from tests.harness import HubProcess, Stream, cdchub, make_database, run_sql, wait_for
+
+PAGE = Path(__file__).parent.parent / "docs" / "schema-changes.md"
+KINDS = {"INSERT", "UPDATE", "DELETE", "reset", "schema_changed"}
+
+KEYED = (
+    "CREATE TABLE t(id INTEGER PRIMARY KEY, a, b)",
+    "INSERT INTO t VALUES (1, 'x', 10), (2, 'y', 20)",
+)
+KEYLESS = ("CREATE TABLE t(a)", "INSERT INTO t VALUES ('x'), ('y'), ('z')")
+NUMBERS = f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i <= {TOLD_ROWS_MAX})"
+LARGE = ("CREATE TABLE t(id INTEGER PRIMARY KEY)", f"INSERT INTO t {NUMBERS} SELECT i FROM n")
+
+Table = dict[str, dict[str, Any]]
+
+
+class World:
+    """A hub on a database, and what is done to it."""
+
+    def __init__(self, hub: HubProcess, folder: Path) -> None:
+        self.hub, self.folder = hub, folder
+
+    @property
+    def database(self) -> Path:
+        return self.hub.database
+
+    def read(self, sql: str, *parameters: object) -> list[Any]:
+        with closing(sqlite3.connect(self.database, timeout=30)) as db:
+            return db.execute(sql, parameters).fetchall()
+
+    def write(self, *statements: str) -> None:
+        with closing(sqlite3.connect(self.database, timeout=30, isolation_level=None)) as db:
+            for statement in statements:
+                db.execute(statement)
+
+    def settle(self) -> None:
+        """Waits until the hub has looked at the schema as it is now, and its log has every change."""
+        noted = (
+            "SELECT (SELECT value FROM _cdchub_meta WHERE key = 'schema_version')"
+            " = CAST((SELECT schema_version FROM pragma_schema_version) AS TEXT)"
+        )
+        wait_for(lambda: self.read(noted) == [(1,)], "the hub to have looked at the schema")
+        self.hub.wait_for_lsn(
+            self.read("SELECT seq FROM sqlite_sequence WHERE name = '_cdchub_outbox'")[0][0]
+        )
+
+    @contextmanager
+    def unseen(self) -> Iterator[None]:
+        """The hub sees nothing of this before its end."""
+        os.kill(self.hub.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.hub.pid, signal.SIGCONT)
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        assert self.hub.stop() == 0
+        try:
+            yield
+        finally:
+            self.hub.start()
+
+    def migrate(self, script: str) -> None:
+        file = self.folder / "migration.sql"
+        file.write_text(script)
+        done = cdchub("migrate", self.database, file)
+        assert done.returncode == 0, done.stderr
+
+    def capture_triggers(self, table: str) -> list[str]:
+        sql = "SELECT name FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = ?"
+        return [name for (name,) in self.read(sql, table) if name.startswith("_cdchub_")]
+
+    def bypass(self, *statements: str) -> None:
+        """Runs statements on a connection on which triggers are switched off."""
+        script = (
+            "import apsw, sys\n"
+            "db = apsw.Connection(sys.argv[1])\n"
+            "db.set_busy_timeout(30_000)\n"
+            "db.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0)\n"
+            "for sql in sys.argv[2:]: db.execute(sql)\n"
+            "db.close()"
+        )
+        subprocess.run([sys.executable, "-c", script, self.database, *statements], check=True)
+
+    def tables(self) -> dict[str, Table]:
+        """All user tables as they are: rows by key, both as a change has them."""
+        keys = {t["table"]: t["key"] for t in self.hub.get("/cdc/tables").json()}
+        found: dict[str, Table] = {}
+        with closing(sqlite3.connect(self.database, timeout=30)) as db:
+            db.row_factory = sqlite3.Row
+            for name, key in keys.items():
+                found[name] = {}
+                rowid = "rowid AS _rowid, " if key == ["rowid"] else ""
+                for values in db.execute(f"SELECT {rowid}* FROM {name}"):
+                    row = dict(values)
+                    number = row.pop("_rowid", None)
+                    wire = {"rowid": number} if rowid else {column: row[column] for column in key}
+                    found[name][json.dumps(wire)] = row
+        return {name: rows for name, rows in found.items() if rows and name != "mark"}
+
+
+class Follower:
+    """Applies a stream by key, and counts what it was sent."""
+
+    def __init__(self, stream: Stream, model: dict[str, Table] | None = None) -> None:
+        self.stream = stream
+        self.model = {table: dict(rows) for table, rows in (model or {}).items()}
+        # By table.
+        self.sent: Counter[tuple[str, str]] = Counter()
+        # False between a reset and the end of the snapshot that follows it.
+        self.whole = True
+
+    def until_mark(self, number: int) -> None:
+        mark = {"id": 1, "n": number}
+        while not self.whole or self.model.get("mark", {}).get('{"id": 1}') != mark:
+            self.step()
+
+    def until_caught_up(self) -> None:
+        while self.step() != "caught-up":
+            pass
+        self.sent.clear()
+
+    def step(self) -> str:
+        """Takes in the next event and returns its name."""
+        event = self.stream.next()
+        if event.name == "message":
+            self._apply(json.loads(event.data))
+        elif event.name in ("reset", "snapshot"):
+            tables = json.loads(event.data)["tables"]
+            for table in tables:
+                self.model.pop(table, None)
+                if event.name == "reset":
+                    self.sent[table, "reset"] += 1
+        self.whole = event.name == "caught-up" or (self.whole and event.name != "reset")
+        return event.name
+
+    def _apply(self, change: dict[str, Any]) -> None:
+        table, key = change["table"], json.dumps(change["key"])
+        if change["newValue"] is None:
+            self.model.get(table, {}).pop(key, None)
+        else:
+            self.model.setdefault(table, {})[key] = change["newValue"]
+        if table != "mark" and change["type"] != "SNAPSHOT":
+            self.sent[table, change["type"]] += 1
+
+    def tables(self) -> dict[str, Table]:
+        return {name: rows for name, rows in self.model.items() if rows and name != "mark"}
+
+
+Action = Callable[[World], None]
+
+
+@dataclass(frozen=True)
+class Case:
+    """`sees`: what a follower of the tables is sent, how often. `history`: what `/cdc/changes` has,
+    where that is something else."""
+
+    act: Action
+    sees: dict[str, int] = field(default_factory=dict)
+    setup: Sequence[str] = KEYED
+    history: set[str] | None = None
+    # Whose followers are meant, and tables that come and go meanwhile.
+    tables: Sequence[str] = ("t",)
+    passing: Sequence[str] = ()
+    restarts: bool = False
+    # Too large to follow a snapshot of it thrice: only what is sent counts, and `verify`.
+    large: bool = False
+    verifies: bool = True
+
+
+def sql(*statements: str) -> Action:
+    """Statements, each a transaction of its own; the hub may look at any time."""
+    return lambda world: world.write(*statements)
+
+
+def transaction(*statements: str) -> Action:
+    return sql("BEGIN IMMEDIATE", *statements, "COMMIT")
+
+
+def unseen(*statements: str) -> Action:
+    """Several transactions that the hub comes to see together."""
+
+    def act(world: World) -> None:
+        with world.unseen():
+            world.write(*statements)
+
+    return act
+
+
+def one_by_one(*statements: str) -> Action:
+    """Several transactions, after each of which the hub has looked."""
+
+    def act(world: World) -> None:
+        for statement in statements:
+            world.write(statement)
+            world.settle()
+
+    return act
+
+
+def while_stopped(*statements: str) -> Action:
+    def act(world: World) -> None:
+        with world.stopped():
+            world.write(*statements)
+
+    return act
+
+
+def migrate(script: str) -> Action:
+    return lambda world: world.migrate(script)
+
+
+def refused_drop_column(world: World) -> None:
+    with pytest.raises(sqlite3.OperationalError, match=r"error in trigger _cdchub_\d+_\w+"):
+        world.write("ALTER TABLE t DROP COLUMN b")
+
+
+def rebuild(columns: str, select: str = "SELECT id, a, b FROM t") -> tuple[str, ...]:
+    return (
+        f"CREATE TABLE t_new({columns})",
+        f"INSERT INTO t_new {select}",
+        "DROP TABLE t",
+        "ALTER TABLE t_new RENAME TO t",
+    )
+
+
+SAME = "id INTEGER PRIMARY KEY, a, b"
+
+
+def evict(world: World) -> None:
+    """The index is there before the REPLACE, and the hub has seen it."""
+    world.write("CREATE UNIQUE INDEX t_a ON t(a)")
+    world.settle()
+    world.write("INSERT OR REPLACE INTO t VALUES (3, 'x', 30)")
+
+
+def write_without_triggers(world: World) -> None:
+    triggers = world.capture_triggers("t")
+    assert triggers
+    with world.unseen():
+        world.write(
+            *(f"DROP TRIGGER {name}" for name in triggers),
+            "UPDATE t SET a = 'changed' WHERE id = 1",
+            "DELETE FROM t WHERE id = 2",
+            "INSERT INTO t VALUES (3, 'new', 30)",
+        )
+
+
+def bypass(world: World) -> None:
+    world.bypass("UPDATE t SET a = 'unseen' WHERE id = 1", "DELETE FROM t WHERE id = 2")
+
+
+def bypass_and_alter(world: World) -> None:
+    bypass(world)
+    done = cdchub("verify", world.database)
+    assert done.returncode == 1
+    assert "t: 2" in done.stdout
+    world.write("ALTER TABLE t ADD COLUMN c")
+
+
+def later_trigger(world: World) -> None:
+    world.write(
+        "CREATE TRIGGER mine AFTER UPDATE OF a ON t BEGIN UPDATE t SET b = b + 1 WHERE id = 2; END"
+    )
+    world.settle()
+    world.write("UPDATE t SET a = 'z' WHERE id = 1")
+
+
+def attach(world: World) -> None:
+    other = world.folder / "other.db"
+    world.write(f"ATTACH '{other}' AS other", "CREATE TABLE other.t(x)", "DETACH other")
+
+
+def write_through(world: World) -> None:
+    run_sql(
+        world.folder / "front.db",
+        f"ATTACH '{world.database}' AS app",
+        "INSERT INTO app.t VALUES (3, 'z', 30)",
+    )
+
+
+CASES = {
+    "`ALTER TABLE … ADD COLUMN` without a default": Case(
+        sql("ALTER TABLE t ADD COLUMN c"), {"UPDATE": 2}
+    ),
+    "`ALTER TABLE … ADD COLUMN … DEFAULT`": Case(
+        sql("ALTER TABLE t ADD COLUMN c NOT NULL DEFAULT 'n'"), {"UPDATE": 2}
+    ),
+    "`ADD COLUMN` to an empty table": Case(
+        sql("ALTER TABLE t ADD COLUMN c"), setup=["CREATE TABLE t(id INTEGER PRIMARY KEY)"]
+    ),
+    "`ADD COLUMN` of a generated column": Case(
+        sql("ALTER TABLE t ADD COLUMN c AS (a || '!')"), {"UPDATE": 2}
+    ),
+    "`ADD COLUMN` to a table with generated columns": Case(
+        sql("ALTER TABLE t ADD COLUMN c DEFAULT 1"),
+        {"UPDATE": 2},
+        setup=[
+            "CREATE TABLE t(id INTEGER PRIMARY KEY, a, v AS (a || '?'), s AS (a || '!') STORED)",
+            "INSERT INTO t(id, a) VALUES (1, 'x'), (2, 'y')",
+        ],
+    ),
+    "`ADD COLUMN` to a `WITHOUT ROWID` table": Case(
+        sql("ALTER TABLE t ADD COLUMN c"),
+        {"UPDATE": 2},
+        setup=[
+            "CREATE TABLE t(a, b, v, PRIMARY KEY(a, b)) WITHOUT ROWID",
+            "INSERT INTO t VALUES ('x', 1, 1), ('x', 2, 1)",
+        ],
+    ),
+    "`ADD COLUMN` to a table without a primary key": Case(
+        sql("ALTER TABLE t ADD COLUMN c"), {"UPDATE": 3}, setup=KEYLESS
+    ),
+    "`ALTER TABLE … RENAME COLUMN`": Case(sql("ALTER TABLE t RENAME COLUMN b TO c"), {"UPDATE": 2}),
+    "`RENAME COLUMN` of the key": Case(
+        sql("ALTER TABLE t RENAME COLUMN id TO number"), {"DELETE": 2, "INSERT": 2}
+    ),
+    "`ALTER TABLE … DROP COLUMN` in `cdchub migrate`": Case(
+        migrate("ALTER TABLE t DROP COLUMN b;"), {"UPDATE": 2}
+    ),
+    "`ALTER TABLE … DROP COLUMN` by itself": Case(refused_drop_column),
+    "`ALTER TABLE … RENAME TO`": Case(
+        sql("ALTER TABLE t RENAME TO u"), {"DELETE": 2, "INSERT": 2}, tables=("t", "u")
+    ),
+    "two tables exchange their names": Case(
+        transaction(
+            "ALTER TABLE t RENAME TO w", "ALTER TABLE u RENAME TO t", "ALTER TABLE w RENAME TO u"
+        ),
+        {"UPDATE": 2, "INSERT": 1, "DELETE": 1},
+        setup=[
+            *KEYED,
+            "CREATE TABLE u(id INTEGER PRIMARY KEY, a, b)",
+            "INSERT INTO u VALUES (1, 'other', 1)",
+        ],
+        tables=("t", "u"),
+    ),
+    "`DROP TABLE`": Case(sql("DROP TABLE t"), {"DELETE": 2}),
+    "`DROP TABLE`, and a view of the same name": Case(
+        transaction("DROP TABLE t", "CREATE VIEW t AS SELECT 1 AS id"), {"DELETE": 2}
+    ),
+    "`DROP TABLE` and `CREATE TABLE` of the same name, seen together": Case(
+        unseen(
+            "DROP TABLE t",
+            "CREATE TABLE t(id INTEGER PRIMARY KEY, a, b)",
+            "INSERT INTO t VALUES (2, 'changed', 20), (3, 'z', 30)",
+        ),
+        {"UPDATE": 1, "DELETE": 1, "INSERT": 1},
+    ),
+    "`DROP TABLE` and `CREATE TABLE` of the same name, seen one after the other": Case(
+        one_by_one("DROP TABLE t", "CREATE TABLE t AS SELECT 1 AS x"), {"DELETE": 2, "INSERT": 1}
+    ),
+    "the 12-step rebuild to the same shape, in a transaction": Case(transaction(*rebuild(SAME))),
+    "the 12-step rebuild in several transactions, seen together": Case(unseen(*rebuild(SAME))),
+    "the 12-step rebuild in several transactions, seen one after the other": Case(
+        one_by_one(*rebuild(SAME)), {"DELETE": 2, "INSERT": 2}, passing=("t_new",)
+    ),
+    "the 12-step rebuild to another key": Case(
+        transaction(*rebuild("id, a PRIMARY KEY, b")), {"DELETE": 2, "INSERT": 2}
+    ),
+    "the 12-step rebuild with fewer rows": Case(
+        transaction(*rebuild(SAME, "SELECT id, a, b FROM t WHERE id = 1")), {"DELETE": 1}
+    ),
+    "the 12-step rebuild to another column type": Case(
+        transaction(*rebuild("id INTEGER PRIMARY KEY, a, b TEXT")), {"UPDATE": 2}
+    ),
+    "the 12-step rebuild to other column constraints": Case(
+        transaction(*rebuild("id INTEGER PRIMARY KEY, a NOT NULL UNIQUE, b CHECK (b > 0)"))
+    ),
+    "`CREATE UNIQUE INDEX`, and a `REPLACE` that evicts by it": Case(evict, {"INSERT": 1, "DELETE": 1}),
+    "`CREATE UNIQUE INDEX`, and a `REPLACE` before the hub has looked": Case(
+        unseen("CREATE UNIQUE INDEX t_a ON t(a)", "INSERT OR REPLACE INTO t VALUES (3, 'x', 30)"),
+        {"INSERT": 1, "DELETE": 1},
+    ),
+    "`CREATE UNIQUE INDEX`": Case(sql("CREATE UNIQUE INDEX t_a ON t(a)")),
+    "`CREATE INDEX`, `DROP INDEX`, `REINDEX`, `ANALYZE`": Case(
+        sql("CREATE INDEX t_a ON t(a)", "REINDEX", "ANALYZE", "DROP INDEX t_a")
+    ),
+    "`CREATE VIEW`, `CREATE TEMP TABLE`": Case(
+        sql("CREATE VIEW v AS SELECT * FROM t", "CREATE TEMP TABLE t(x)", "DROP VIEW v")
+    ),
+    "a virtual table": Case(
+        sql("CREATE VIRTUAL TABLE f USING fts5(x)", "INSERT INTO f VALUES ('word')", "DROP TABLE f"),
+        tables=("t", "f"),
+    ),
+    "`VACUUM`": Case(sql("DELETE FROM t WHERE id = 0", "VACUUM")),
+    "`VACUUM` of a table without primary key and index, after a `DELETE`": Case(
+        sql("VACUUM"),
+        {"reset": 1},
+        setup=[*KEYLESS, "DELETE FROM t WHERE a = 'x'"],
+        history={"schema_changed"},
+    ),
+    "`VACUUM` of a table without primary key, where no row moves": Case(sql("VACUUM"), setup=KEYLESS),
+    "`VACUUM` of a table without primary key, with an index": Case(
+        sql("VACUUM"), setup=[*KEYLESS, "DELETE FROM t WHERE a = 'x'", "CREATE INDEX t_a ON t(a)"]
+    ),
+    "`PRAGMA user_version`, `PRAGMA application_id`": Case(
+        sql("PRAGMA user_version = 7", "PRAGMA application_id = 7")
+    ),
+    "`ATTACH`, `DETACH`": Case(attach),
+    "a write through `ATTACH`": Case(write_through, {"INSERT": 1}),
+    "`CREATE TABLE` and rows": Case(
+        transaction("CREATE TABLE u(id INTEGER PRIMARY KEY, v)", "INSERT INTO u VALUES (1, 1), (2, 2)"),
+        {"INSERT": 2},
+        tables=("u",),
+    ),
+    "`CREATE TABLE … AS SELECT`": Case(
+        sql("CREATE TABLE u AS SELECT * FROM t"), {"INSERT": 2}, tables=("u",)
+    ),
+    "capture's triggers are dropped, and rows written": Case(
+        write_without_triggers, {"UPDATE": 1, "DELETE": 1, "INSERT": 1}
+    ),
+    "rows are written with triggers switched off on the connection": Case(bypass, verifies=False),
+    "… and the table is altered later": Case(bypass_and_alter, {"UPDATE": 1, "DELETE": 1}),
+    "`CREATE TRIGGER` by a user, and a write that fires it": Case(later_trigger, {"UPDATE": 2}),
+    "any of these to a table of more than 100,000 rows": Case(
+        sql("ALTER TABLE t ADD COLUMN c"),
+        {"reset": 1},
+        setup=LARGE,
+        large=True,
+        history={"schema_changed"},
+    ),
+    "`CREATE INDEX` on a table of more than 100,000 rows": Case(
+        sql("CREATE INDEX t_id ON t(id)"),
+        setup=LARGE,
+        large=True,
+    ),
+    "a room column is added": Case(
+        sql("ALTER TABLE t ADD COLUMN room DEFAULT 'r'"), {"reset": 1}, history={"schema_changed"}
+    ),
+    "a room column is renamed": Case(
+        sql("ALTER TABLE t RENAME COLUMN room TO channel"),
+        {"reset": 1},
+        setup=["CREATE TABLE t(id INTEGER PRIMARY KEY, room)", "INSERT INTO t VALUES (1, 'r')"],
+        history={"schema_changed"},
+    ),
+    "row changes and a schema change in one transaction": Case(
+        transaction(
+            "UPDATE t SET a = 'early' WHERE id = 1",
+            "ALTER TABLE t ADD COLUMN c",
+            "UPDATE t SET c = 'late' WHERE id = 2",
+        ),
+        # The first UPDATE as it was, the second under the old columns, then both rows' difference.
+        {"UPDATE": 4},
+    ),
+    "row changes and a rebuild in one `cdchub migrate`": Case(
+        migrate(
+            "INSERT INTO t VALUES (3, 'short-lived', 30); UPDATE t SET a = 'for now' WHERE id = 1;"
+            + ";".join(rebuild(SAME, "SELECT id, 'x', b FROM t WHERE id = 1"))
+        ),
+        {"INSERT": 1, "UPDATE": 2, "DELETE": 2},
+    ),
+    "a schema change that is rolled back": Case(
+        sql("BEGIN", "ALTER TABLE t ADD COLUMN c", "UPDATE t SET c = 1", "ROLLBACK")
+    ),
+    "`ADD COLUMN` and writes while the hub is stopped": Case(
+        while_stopped("ALTER TABLE t ADD COLUMN c", "UPDATE t SET c = 'n' WHERE id = 1"),
+        {"UPDATE": 3},
+        restarts=True,
+    ),
+    "`DROP TABLE` while the hub is stopped": Case(
+        while_stopped("DROP TABLE t"), {"DELETE": 2}, restarts=True
+    ),
+    "`CREATE TABLE` and rows while the hub is stopped": Case(
+        while_stopped("CREATE TABLE u(x)", "INSERT INTO u VALUES (1)"),
+        {"INSERT": 1},
+        tables=("u",),
+        restarts=True,
+    ),
+}
+# With a hub of its own.
+WITHOUT_BASE = "`ADD COLUMN` under `serve --no-base`"
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp("schema")
+    database = make_database(
+        folder / "app.db",
+        "CREATE TABLE mark(id INTEGER PRIMARY KEY, n)",
+        "INSERT INTO mark VALUES (1, 0)",
+    )
+    with HubProcess(database) as hub:
+        yield World(hub, folder)
+
+
+@pytest.fixture
+def world(shared: World) -> Iterator[World]:
+    yield shared
+    kept = "type IN ('table', 'view') AND name != 'mark' AND name NOT GLOB '_cdchub_*'"
+    found = shared.read(f"SELECT type, name FROM sqlite_schema WHERE {kept} AND sql IS NOT NULL")
+    drops = [f"DROP {kind} {name}" for kind, name in found if not name.startswith("sqlite_")]
+    shared.write(*drops)
+    shared.settle()
+
+
+def page_rows() -> dict[str, tuple[set[str], set[str]]]:
+    """The page's table: what somebody does → the kinds that a subscriber and `/cdc/changes` see."""
+    rows: dict[str, tuple[set[str], set[str]]] = {}
+    for line in PAGE.read_text().splitlines():
+        if line.startswith("| ") and not line.startswith("| what somebody does"):
+            does, sees, history, _ = (cell.strip() for cell in line.strip("|").split(" | "))
+            assert does not in rows, f"{does!r} is there twice"
+            rows[does] = (kinds(sees), kinds(history))
+    return rows
+
+
+def kinds(cell: str) -> set[str]:
+    found = set(re.findall(r"`(\w+)`", cell)) & KINDS
+    assert found or cell.startswith("nothing"), f"{cell!r} names no kind of event"
+    return found
+
+
+def test_each_row_of_the_page_is_a_case() -> None:
+    assert set(page_rows()) == {*CASES, WITHOUT_BASE}
+
+
+@pytest.mark.parametrize("does", CASES)
+def test_a_schema_change(world: World, does: str) -> None:
+    case = CASES[does]
+    world.write(*case.setup)
+    world.settle()
+    before, state = check(world, case)
+    sees, history = page_rows()[does]
+    assert set(case.sees) == sees, "what the page says that a subscriber sees"
+    check_history(world, case, before, history)
+    if case.verifies:
+        wait_for(lambda: verified(world), "the base snapshot after a reset")
+    else:
+        assert cdchub("verify", world.database).returncode == 1
+        assert world.tables() != state
+
+
+def check(world: World, case: Case) -> tuple[str, dict[str, Table]]:
+    """Does what the case does under the eyes of two followers. Returns the position and the state from
+    before it."""
+    hub = world.hub
+    (number,) = world.read("SELECT n FROM mark")[0]
+    query = "table=*" if case.large else "table=*&snapshot=1"
+    with hub.stream(query) as stream:
+        live = Follower(stream)
+        live.until_caught_up()
+        state = live.tables()
+        assert case.large or state == world.tables()
+        before = hub.head()
+        case.act(world)
+        world.settle()
+        world.write(f"UPDATE mark SET n = {number + 1}")
+        if not case.restarts:
+            live.until_mark(number + 1)
+            judge(live, world, case)
+    with hub.stream(query, Last_Event_ID=before) as stream:
+        late = Follower(stream, state)
+        late.until_mark(number + 1)
+        judge(late, world, case)
+    return before, state
+
+
+def judge(follower: Follower, world: World, case: Case) -> None:
+    assert counted(follower.sent, case) == case.sees
+    assert {table for table, _ in follower.sent} <= {*case.tables, *case.passing}
+    if case.verifies and not case.large:
+        assert follower.tables() == world.tables()
+
+
+def counted(sent: Counter[tuple[str, str]], case: Case) -> Counter[str]:
+    kinds: Counter[str] = Counter()
+    for (table, kind), count in sent.items():
+        if table in case.tables:
+            kinds[kind] += count
+    return kinds
+
+
+def check_history(world: World, case: Case, before: str, wanted: set[str]) -> None:
+    assert wanted == (case.history or set(case.sees)), "what the page says of /cdc/changes"
+    answer = world.hub.get(f"/cdc/changes?table=*&since={before}")
+    if answer.status == 410:
+        assert wanted == {answer.code}
+        assert answer.json()["tables"] == list(case.tables)
+    else:
+        changes = answer.json()["changes"]
+        assert counted(Counter((c["table"], c["type"]) for c in changes), case) == case.sees
+
+
+def verified(world: World) -> bool:
+    done = cdchub("verify", world.database)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return "not known" not in done.stderr
+
+
+def test_without_base_snapshots_a_changed_table_is_reset(tmp_path: Path) -> None:
+    case = Case(sql("ALTER TABLE t ADD COLUMN c"), {"reset": 1}, history={"schema_changed"})
+    database = make_database(
+        tmp_path / "app.db",
+        "CREATE TABLE mark(id INTEGER PRIMARY KEY, n)",
+        "INSERT INTO mark VALUES (1, 0)",
+        *KEYED,
+    )
+    with HubProcess(database, "--no-base") as hub:
+        world = World(hub, tmp_path)
+        before, _ = check(world, case)
+        sees, history = page_rows()[WITHOUT_BASE]
+        assert sees == {"reset"}
+        check_history(world, case, before, history)
+        done = cdchub("verify", database)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
