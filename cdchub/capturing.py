@@ -139,12 +139,14 @@ class Capturing:
                 config=self._config,
                 deliver=self._deliver,
             )
+            # Opening may deliver already: what the outbox had when the schema has changed meanwhile.
+            self._tailer = tailer
             opened = tailer.open()
         except BaseException:
+            self._tailer = None
             self._log.close()
             self._log = None
             raise
-        self._tailer = tailer
         for suffix in ("-wal", "-shm"):
             path = self._paths.log.with_name(self._paths.log.name + suffix)
             if path.exists():

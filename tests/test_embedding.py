@@ -148,13 +148,15 @@ async def test_a_watched_connection_wakes_the_hub(database: Path, tmp_path: Path
             connection.execute("INSERT INTO todos(id) VALUES ('a')")
             (change,) = await take(changes, 1)
             assert change["key"] == {"id": "a"}
-        connection.close()
         elsewhere = apsw.Connection(str(tmp_path / "other.db"))
         with pytest.raises(UsageError, match="not to"):
             hub.watch(elsewhere)
         elsewhere.close()
         with pytest.raises(UsageError, match="have hooks"):
             hub.watch(object())
+    # The hook stays when the hub ends: an error in it would undo the commit.
+    connection.execute("INSERT INTO todos(id) VALUES ('b')")
+    connection.close()
 
 
 async def test_only_its_own_library_can_be_watched(database: Path) -> None:

@@ -63,6 +63,7 @@ class Mender:
     def _reconcile_with(
         self, source: Source, known: KnownRows | None, *, strict: bool, escaped: Sequence[str]
     ) -> install.Outcome:
+        self._read_up(source)
         for attempt in count(1):
             with write_transaction(source.connection):
                 batch = source.read_batch(self._batch_rows)
@@ -85,6 +86,16 @@ class Mender:
             # Somebody was quicker: what they wrote goes to the log without the lock in our hands.
             self._append(batch)
         raise AssertionError("count() has no end")
+
+    def _read_up(self, source: Source) -> None:
+        """Brings the log to where the source is now, so that little is left to do under the lock."""
+        head_lsn = outbox_head(source.connection).lsn
+        while source.progress.anchor.lsn < head_lsn:
+            with read_transaction(source.connection):
+                batch = source.read_batch(self._batch_rows)
+            if not batch.rows:
+                return
+            self._append(batch)
 
     def holds_what_is_known(self, source: Source, table: str) -> bool:
         """Whether a table holds exactly what the log knows; False where that can't be told."""

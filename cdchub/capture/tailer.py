@@ -88,8 +88,14 @@ class Tailer:
 
         Returns what the log holds and what is captured at this moment; deliveries continue it.
         """
-        with translated(self._paths):
-            self._open(first=True)
+        try:
+            with translated(self._paths):
+                self._open(first=True)
+        except BaseException:
+            self._wake.close()
+            raise
+        # Bringing capture in line may have appended.
+        self._log_state = self._log.state()
         self._wake.watch()
         return self._history(), self._source.captured.catalog()
 

@@ -12,6 +12,7 @@ import ctypes
 import logging
 import os
 import select
+import threading
 from enum import Enum, auto
 from pathlib import Path
 
@@ -39,6 +40,9 @@ class Wake:
         self._poll.register(self._kick_read, select.POLLIN)
         self._wal = -1
         self._folder = -1
+        # A commit hook may kick in the moment in which this is closed.
+        self._kicking = threading.Lock()
+        self._closed = False
 
     @property
     def uses_inotify(self) -> bool:
@@ -57,10 +61,11 @@ class Wake:
         return Hint.WRITTEN if ready else Hint.NONE
 
     def kick(self) -> None:
-        """Wakes the waiting thread now."""
-        with contextlib.suppress(BlockingIOError):
-            # A full pipe has enough wakes in it already.
-            os.write(self._kick_write, b"k")
+        """Wakes the waiting thread now; harmless when this is closed."""
+        with self._kicking, contextlib.suppress(BlockingIOError):
+            if not self._closed:
+                # A full pipe has enough wakes in it already.
+                os.write(self._kick_write, b"k")
 
     def watch(self) -> None:
         """Begins to watch the files that are there now, and not the ones before: a replaced `-wal`
@@ -70,8 +75,10 @@ class Wake:
 
     def close(self) -> None:
         self._unwatch()
-        os.close(self._kick_read)
-        os.close(self._kick_write)
+        with self._kicking:
+            self._closed = True
+            os.close(self._kick_read)
+            os.close(self._kick_write)
 
     def _watch(self) -> None:
         # Two instances, so that the descriptor alone tells what happened. The folder is not watched
