@@ -11,6 +11,7 @@ and a line in the log; the source and the log are left as they were.
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 import threading
 import time
@@ -37,7 +38,7 @@ from cdchub.capture.wake import Hint, Wake
 from cdchub.catalog import Catalog
 from cdchub.change import ChangeType
 from cdchub.config import Config
-from cdchub.errors import CdchubError, StartError
+from cdchub.errors import CdchubError, LogUnusable, StartError
 from cdchub.log.protocol import (
     Appended,
     AppendLog,
@@ -90,8 +91,12 @@ class Tailer:
 
         Returns what the log holds and what is captured at this moment; deliveries continue it.
         """
-        with translated(self._paths):
-            self._open(first=True)
+        try:
+            with translated(self._paths):
+                self._open(first=True)
+        except sqlite3.Error as error:
+            # The source's errors are `SqliteFault`s, whatever its library is.
+            raise LogUnusable(os.fspath(self._paths.log), str(error)) from error
         self._wake.watch()
         return self._history(), self._source.captured.catalog()
 
