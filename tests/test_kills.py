@@ -195,3 +195,15 @@ def check_transactions(changes: list[dict[str, Any]]) -> None:
         assert begins == before["commit"], f"seed {SEED}: {before} {after}"
         assert begins or after["txid"] == before["txid"], f"seed {SEED}: {before} {after}"
     assert changes[-1]["commit"]
+
+
+def test_kills_at_random_moments_under_several_writers() -> None:
+    """A few of what `make kills` does; it prints its seed."""
+    script = ROOT / "loadtest" / "kills.py"
+    done = subprocess.run(
+        [sys.executable, script, "--kills", "8", "--within-s", "0.5"],
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

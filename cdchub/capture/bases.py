@@ -7,6 +7,7 @@ reading a base, and a log with its bases is at most a small multiple of what it 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sqlite3
 import time
@@ -137,8 +138,21 @@ class BaseKeeper:
             self._failed(error)
             return
         now_ms = time.time_ns() // 1_000_000
-        base_id = self._log.begin_base(self._epoch, spool.lsn, spool.tables, now_ms=now_ms)
+        try:
+            base_id = self._log.begin_base(self._epoch, spool.lsn, spool.tables, now_ms=now_ms)
+        except sqlite3.Error as error:
+            self._give_up(spool, error)
+            return
         self._copying = (base_id, spool, spool.slices())
+
+    def _give_up(self, spool: BaseSpool, error: sqlite3.Error) -> None:
+        """The log has no room for a base, or can't be written. Changes go first: the room is theirs,
+        and where not even they can be written, the tailer will say so."""
+        spool.close()
+        self._copying = None
+        self._failed(error)
+        with contextlib.suppress(sqlite3.Error):
+            self._log.drop_unfinished_base()
 
     def _failed(self, error: Exception) -> None:
         self._counters.bases_failed += 1
@@ -153,10 +167,14 @@ class BaseKeeper:
 
     def _copy(self, base_id: int, spool: BaseSpool, slices: Iterator[list[BaseChunk]]) -> bool:
         part = next(slices, None)
-        if part is not None:
-            self._log.add_to_base(base_id, part)
+        try:
+            if part is not None:
+                self._log.add_to_base(base_id, part)
+                return False
+            self._log.finish_base(base_id, rows=spool.rows, bytes=spool.bytes)
+        except sqlite3.Error as error:
+            self._give_up(spool, error)
             return False
-        self._log.finish_base(base_id, rows=spool.rows, bytes=spool.bytes)
         self._base_bytes = spool.bytes
         self._taken_s = time.monotonic()
         self._counters.bases_taken += 1

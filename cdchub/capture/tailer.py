@@ -11,6 +11,7 @@ and a line in the log; the source and the log are left as they were.
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 import threading
 import time
@@ -36,7 +37,7 @@ from cdchub.capture.wake import Hint, Wake
 from cdchub.catalog import Catalog
 from cdchub.change import ChangeType
 from cdchub.config import Config
-from cdchub.errors import CdchubError, StartError
+from cdchub.errors import CdchubError, LogUnusable, StartError
 from cdchub.log.protocol import (
     Appended,
     AppendLog,
@@ -91,6 +92,10 @@ class Tailer:
         try:
             with translated(self._paths):
                 self._open(first=True)
+        except sqlite3.Error as error:
+            # The source's errors are `SqliteFault`s, whatever its library is.
+            self._wake.close()
+            raise LogUnusable(os.fspath(self._paths.log), str(error)) from error
         except BaseException:
             self._wake.close()
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import sys
 from collections.abc import Sequence
 
@@ -36,6 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except CdchubError as error:
         print(f"cdchub: {error}", file=sys.stderr)
+        return 1
+    except sqlite3.Error as error:
+        # The source's driver has errors of its own, so this is the log's, or its replica's.
+        print(f"cdchub: the change log can't be read ({error})", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 0

@@ -57,7 +57,7 @@ def begin(
     now_ms: int,
 ) -> int:
     """Notes a base that is going to be written, and returns its id. Another unfinished one goes."""
-    db.execute("UPDATE bases SET complete = -1 WHERE complete = 0")
+    drop_unfinished(db)
     cursor = db.execute(
         "INSERT INTO bases(epoch, lsn, complete, taken_ms, rows, bytes, tables)"
         " VALUES (?, ?, 0, ?, 0, 0, ?)",
@@ -78,6 +78,11 @@ def finish(db: sqlite3.Connection, base_id: int, *, rows: int, bytes: int) -> No
     db.execute(
         "UPDATE bases SET complete = 1, rows = ?, bytes = ? WHERE id = ?", (rows, bytes, base_id)
     )
+
+
+def drop_unfinished(db: sqlite3.Connection) -> None:
+    """Marks what was half-written as not wanted any more; `sweep` frees its room."""
+    db.execute("UPDATE bases SET complete = -1 WHERE complete = 0")
 
 
 def discard(db: sqlite3.Connection, condition: str, parameters: Sequence[int]) -> None:

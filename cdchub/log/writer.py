@@ -185,6 +185,10 @@ class LogWriter:
         with self._transaction():
             bases.finish(self._db, base_id, rows=rows, bytes=bytes)
 
+    def drop_unfinished_base(self) -> None:
+        with self._transaction():
+            bases.drop_unfinished(self._db)
+
     def known_rows(self, tables: Sequence[str], *, rows_max: int) -> Replica | None:
         """What these tables hold by the log, at its head; None where there is no base snapshot.
 
