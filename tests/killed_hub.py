@@ -15,7 +15,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cdchub import hub, spools
+from cdchub import capturing, hub, spools
 from cdchub.capture import bases, history, install, tailer, upkeep
 from cdchub.capture.driver import Connection
 from cdchub.config import BaseConfig, CaptureConfig, Config, LogConfig
@@ -26,7 +26,7 @@ from cdchub.log.writer import LogWriter
 
 # Where each step is: the object, and the name of what is called there.
 STEPS: dict[str, tuple[Any, str]] = {
-    "own the source": (hub.Owner, "acquire"),
+    "own the source": (capturing.Owner, "acquire"),
     "create the log": (log_file, "_create"),
     "rename the new log": (Path, "rename"),
     "install or mend capture": (install, "reconcile"),

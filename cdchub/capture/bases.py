@@ -96,9 +96,12 @@ class BaseKeeper:
         try:
             return self._turn()
         except (sqlite3.Error, OSError) as error:
-            # A full disk: capture itself can do without a base for a while.
+            # The log has no room for it, or can't be written. Changes go first: the room is theirs,
+            # and where not even they can be written, the tailer will say so.
             self.close()
             self._failed(error)
+            with contextlib.suppress(sqlite3.Error):
+                self._log.drop_unfinished_base()
             return False
 
     def _turn(self) -> bool:
@@ -140,19 +143,10 @@ class BaseKeeper:
         now_ms = time.time_ns() // 1_000_000
         try:
             base_id = self._log.begin_base(self._epoch, spool.lsn, spool.tables, now_ms=now_ms)
-        except sqlite3.Error as error:
-            self._give_up(spool, error)
-            return
+        except BaseException:
+            spool.close()
+            raise
         self._copying = (base_id, spool, spool.slices())
-
-    def _give_up(self, spool: BaseSpool, error: sqlite3.Error) -> None:
-        """The log has no room for a base, or can't be written. Changes go first: the room is theirs,
-        and where not even they can be written, the tailer will say so."""
-        spool.close()
-        self._copying = None
-        self._failed(error)
-        with contextlib.suppress(sqlite3.Error):
-            self._log.drop_unfinished_base()
 
     def _failed(self, error: Exception) -> None:
         self._counters.bases_failed += 1
@@ -167,14 +161,10 @@ class BaseKeeper:
 
     def _copy(self, base_id: int, spool: BaseSpool, slices: Iterator[list[BaseChunk]]) -> bool:
         part = next(slices, None)
-        try:
-            if part is not None:
-                self._log.add_to_base(base_id, part)
-                return False
-            self._log.finish_base(base_id, rows=spool.rows, bytes=spool.bytes)
-        except sqlite3.Error as error:
-            self._give_up(spool, error)
+        if part is not None:
+            self._log.add_to_base(base_id, part)
             return False
+        self._log.finish_base(base_id, rows=spool.rows, bytes=spool.bytes)
         self._base_bytes = spool.bytes
         self._taken_s = time.monotonic()
         self._counters.bases_taken += 1

@@ -99,8 +99,6 @@ class Tailer:
         except BaseException:
             self._wake.close()
             raise
-        # Bringing capture in line may have appended.
-        self._log_state = self._log.state()
         self._wake.watch()
         return self._history(), self._source.captured.catalog()
 
@@ -385,8 +383,8 @@ class Tailer:
             mend = continue_history(source, self._log, self._bases, self._choice, strict=first)
             self._log_state = self._log.state()
             if mend:
-                # It carries over what is in the outbox, so that the log's head moves.
                 self._reconcile(strict=first)
+                # It carries over what is in the outbox, so that the log's head moves.
                 self._log_state = self._log.state()
             else:
                 captured = source.captured
