@@ -119,15 +119,13 @@ class SnapshotFormat(Enum):
 class Catalog:
     """The captured tables by name. SQLite folds ASCII case in names, and so does `find`.
 
-    `gone_with_rooms` names tables that are captured no longer, and had a room column: what the log
-    still has of them without a room was in none, rather than in a table that has none.
+    `gone` are tables that are captured no longer, as they were last: the log may still tell of them,
+    and what it tells belongs to the rooms that they had.
     """
 
-    def __init__(
-        self, tables: Sequence[TableInfo] = (), *, gone_with_rooms: frozenset[str] = frozenset()
-    ) -> None:
+    def __init__(self, tables: Sequence[TableInfo] = (), *, gone: Sequence[TableInfo] = ()) -> None:
         self.tables = tuple(sorted(tables, key=lambda table: table.name))
-        self.gone_with_rooms = gone_with_rooms
+        self.gone = tuple(gone)
         self._by_name = {fold_name(table.name): table for table in self.tables}
 
     def find(self, name: str) -> TableInfo:
@@ -178,9 +176,10 @@ class Catalog:
         """By table, the value that its room column must have; tables sent whole are not in it."""
         if selection.room is None:
             return {}
+        gone = [t for t in self.gone if selection.tables is None or t.name in selection.tables]
         return {
             table.name: table.room_literal(selection.room)
-            for table in self.chosen(selection)
+            for table in [*gone, *self.chosen(selection)]
             if table.room is not None
         }
 

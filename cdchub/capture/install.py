@@ -65,13 +65,12 @@ class Captured:
         return 1 + width + max(len(shape.captured) for shape in self.shapes.values())
 
     def catalog(self) -> Catalog:
-        tables = [self.shapes[table_id].info() for table_id in self.active]
         # Ids ascend, so that of a table's shapes the last one stays.
-        rooms = {
-            self.shapes[table_id].name: self.shapes[table_id].room for table_id in sorted(self.shapes)
-        }
-        gone = rooms.keys() - {table.name for table in tables}
-        return Catalog(tables, gone_with_rooms=frozenset(n for n in gone if rooms[n] is not None))
+        gone = {shape.name: shape for _, shape in sorted(self.shapes.items())}
+        shapes = [self.shapes[table_id] for table_id in self.active]
+        for shape in shapes:
+            gone.pop(shape.name)
+        return Catalog([shape.info() for shape in shapes], gone=[s.info() for s in gone.values()])
 
 
 @dataclass(slots=True)

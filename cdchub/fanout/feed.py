@@ -66,7 +66,6 @@ class Matcher:
         self.selection = selection
         self._tables = None if selection.tables is None else frozenset(selection.tables)
         self._rooms: dict[str, SqliteValue] = catalog.rooms(selection)
-        self._gone_with_rooms = catalog.gone_with_rooms
 
     def covers(self, table: str) -> bool:
         return self._tables is None or table in self._tables
@@ -78,12 +77,10 @@ class Matcher:
         room: SqliteValue
         if entry.table in self._rooms:
             room = self._rooms[entry.table]
-        elif self.selection.room is None:
+        elif self.selection.room is None or entry.room_old is entry.room_new is None:
             return entry.data
-        elif entry.room_old is entry.room_new is None:
-            return None if entry.table in self._gone_with_rooms else entry.data
         else:
-            # A table that has a room column no longer, or is gone; its older rows were in rooms.
+            # A table that has a room column no longer; its older rows were in rooms.
             room = self.selection.room
             if room not in (str(entry.room_old), str(entry.room_new)):
                 return None

@@ -152,8 +152,14 @@ def random_program(rng: random.Random, *, seed: int = 0) -> Program:
         migrates=migrates,
         steps=(*steps, CHECK),
         seed=seed,
-        encoding=rng.choice(["UTF-8"] * 8 + ["UTF-16le", "UTF-16be"]),
+        encoding=rng.choice(_encodings(case)),
     )
+
+
+def _encodings(case: Case) -> list[str]:
+    """Mostly UTF-8. A function of text makes of a blob, in UTF-16, now this and now that."""
+    functions = any("lower(" in sql for sql in case.create)
+    return ["UTF-8"] * 8 + (["UTF-8"] * 2 if functions else ["UTF-16le", "UTF-16be"])
 
 
 class _Writer:

@@ -10,6 +10,7 @@ from cdchub.catalog import Affinity, Catalog, ColumnInfo, Selection, TableInfo
 from cdchub.change import ChangeType, Entry, SqliteValue, encode_change
 from cdchub.fanout import Feed, Matcher
 from cdchub.fanout.feed import FrameOnce
+from cdchub.log.protocol import Narrowing
 from cdchub.position import Epoch, Lsn, Position
 from cdchub.sse import SseFramer
 
@@ -79,16 +80,20 @@ def test_tables_without_a_room_column_are_sent_whole() -> None:
     assert matcher.data(entry(INS, None, None, "desk")) is None
 
 
-def test_a_table_that_is_gone_keeps_what_was_in_no_room() -> None:
-    """Read later, its older rows look as if they were of a table without a room column."""
-    catalog = Catalog([table("plain", None)], gone_with_rooms=frozenset({"chat"}))
-    matcher = Matcher(Selection(None, "x"), catalog)
+def test_a_table_that_is_gone_keeps_its_rooms() -> None:
+    """Read later, its rows without a room look as if it had no room column."""
+    gone = [table("chat", Affinity.TEXT), table("desk", Affinity.NUMERIC), table("any", Affinity.BLOB)]
+    catalog = Catalog([table("plain", None)], gone=gone)
+    matcher = Matcher(Selection(None, "1"), catalog)
     assert matcher.data(entry(INS, None, None)) is None
     assert matcher.data(entry(UPD, None, "y")) is None
-    assert matcher.data(entry(UPD, None, "x")) is not None
+    assert matcher.data(entry(UPD, None, "1")) is not None
+    # Its numbers are compared as they were when it was there.
+    assert matcher.data(entry(DEL, 1.0, None, "desk")) is not None
+    assert matcher.data(entry(INS, None, 1, "any")) is None
     assert matcher.data(entry(INS, None, None, "plain")) is not None
-    # One that had no room column was sent whole.
-    assert matcher.data(entry(INS, None, None, "other")) is not None
+    assert Matcher(Selection(("desk",), "1"), catalog).narrowing() == Narrowing(("desk",), 1)
+    assert Matcher(Selection(("plain",), "1"), catalog).data(entry(INS, None, "1")) is None
 
 
 def test_everything_includes_tables_that_come_later() -> None:
