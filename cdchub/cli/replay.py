@@ -133,7 +133,7 @@ def _insert(
 ) -> None:
     values = {name: from_wire(value) for name, value in msgspec.json.decode(row).items()}
     columns = {quote(name): v for name, v in values.items() if name not in skipped}
-    rowid = msgspec.json.decode(key).get("rowid")
+    rowid = from_wire(msgspec.json.decode(key).get("rowid"))
     if schema.rowid is not None and rowid is not None and "rowid" not in schema.key:
         columns[schema.rowid] = rowid
     marks = ", ".join(
