@@ -158,7 +158,8 @@ class BaseReading:
 
     @property
     def ended(self) -> bool:
-        return not self._thread.is_alive()
+        # Not whether the thread lives: it does while it calls `done`, and nobody would look again.
+        return self._result is not None
 
     def result(self) -> BaseSpool:
         """What was read. Raises what went wrong."""

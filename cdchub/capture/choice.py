@@ -86,7 +86,7 @@ def warnings_for(shape: Shape) -> list[str]:
     if not shape.key:
         lines.append(
             f"table {shape.name!r} has no primary key: its rows are known by rowid, "
-            "which VACUUM may renumber, so any schema change resets its subscribers"
+            "which VACUUM may renumber; where it does, its subscribers are reset"
         )
     secret = [name for name in shape.captured if _SECRET.search(name)]
     if secret:

@@ -84,10 +84,16 @@ def _write_gone(
     count = 0
     for key, line in known.rows(old.shape.name):
         if key not in seen:
-            rowid = msgspec.json.decode(key).get("rowid") if old.shape.rowid is not None else None
-            _write(db, old.id, "d", rowid, _values(old.shape, line))
+            _write(db, old.id, "d", _rowid(old.shape, key), _values(old.shape, line))
             count += 1
     return count
+
+
+def _rowid(shape: Shape, key: bytes) -> SqliteValue:
+    """The rowid that is in a key because the declared one does not tell rows apart."""
+    if shape.rowid is None or "rowid" in shape.key:
+        return None
+    return from_wire(msgspec.json.decode(key).get("rowid"))
 
 
 def _values(shape: Shape, line: bytes) -> list[SqliteValue]:

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from cdchub.capture.table import Shape
-from cdchub.change import SqliteValue, wire_column
+from cdchub.change import SqliteValue, wire_column, wire_value
 
 Columns = Sequence[Sequence[SqliteValue]]
 
@@ -35,13 +35,13 @@ class RowEncoder:
     def keys(self, columns: Columns, rowids: Sequence[int | None]) -> Iterable[object]:
         """The keys of those rows (INTERFACE §2): one with a NULL in it has the rowid too."""
         if not self._places:
-            return map(self._key, rowids)
+            return map(self._key, wire_column(rowids))
         parts = [_key_column(columns[place]) for place in self._places]
         keys = starmap(self._key, zip(*parts, strict=True))
         if not self.shape.key_nullable or not any(None in part for part in parts):
             return keys
         return [
-            {**dict(zip(self.shape.key, values, strict=True)), "rowid": rowid}
+            {**dict(zip(self.shape.key, values, strict=True)), "rowid": wire_value(rowid)}
             if rowid is not None and None in values
             else self._key(*values)
             for rowid, *values in zip(rowids, *parts, strict=True)

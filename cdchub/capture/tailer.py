@@ -106,7 +106,7 @@ class Tailer:
         """Waits until the log has its base snapshot, without a thread of the tailer's own."""
         while not self._bases.settled:
             self._keep_up(quiet=True)
-            if not self._bases.copying:
+            if not (self._bases.copying or self._bases.settled):
                 self._wake.wait(self._config.safety_look_s)
 
     def start(self) -> None:

@@ -143,7 +143,8 @@ def run_script(connection: Connection, statements: list[str]) -> None:
         ours = _OUR_TRIGGER.search(str(error))
         if ours is None or int(ours[1]) in down:
             shown = " ".join(_body(statements[number]).split())[:_SHOWN_CHARS_MAX]
-            raise MigrationFailed(f"statement {number + 1} ({shown}): {error}; nothing was changed")
+            why = " ".join(str(error).split())
+            raise MigrationFailed(f"statement {number + 1} ({shown}): {why}; nothing was changed")
         down.add(int(ours[1]))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sqlite3
 import sys
+from contextlib import closing, suppress
 from pathlib import Path
 
 import msgspec
@@ -84,24 +85,32 @@ def round_down(files: Files, epoch: EpochInfo, lsn: int) -> int:
 def write_database(replica: Replica, out: Path) -> int:
     """Writes a replica's tables as a database. Returns how many rows they have."""
     new = out.with_name(out.name + ".new")
-    new.unlink(missing_ok=True)
-    rows = 0
-    db = sqlite3.connect(new, isolation_level=None)
     try:
-        db.execute("PRAGMA journal_mode = OFF").fetchall()
-        db.execute("BEGIN")
-        for schema in sorted(replica.schemas.values(), key=lambda schema: schema.table):
-            skipped = _create(db, schema)
-            for key, row in replica.rows(schema.table):
-                _insert(db, schema, key, row, skipped)
-                rows += 1
-        db.execute("COMMIT")
-    except sqlite3.Error as error:
-        new.unlink()
+        new.unlink(missing_ok=True)
+        with closing(sqlite3.connect(new, isolation_level=None)) as db:
+            rows = _write(db, replica)
+        new.rename(out)
+    except (sqlite3.Error, OSError) as error:
+        with suppress(OSError):
+            new.unlink(missing_ok=True)
         raise StartError(f"{out} can't be written: {error}") from error
-    finally:
-        db.close()
-    new.rename(out)
+    return rows
+
+
+def _write(db: sqlite3.Connection, replica: Replica) -> int:
+    rows = 0
+    db.execute("PRAGMA journal_mode = OFF").fetchall()
+    db.execute("BEGIN")
+    for schema in sorted(replica.schemas.values(), key=lambda schema: schema.table):
+        skipped = _create(db, schema)
+        # Rows that have a rowid to be known by come first: the others take any that is left.
+        for known_by_rowid in (True, False):
+            for key, row in replica.rows(schema.table):
+                rowid = _rowid(schema, key)
+                if (rowid is not None) == known_by_rowid:
+                    _insert(db, schema, rowid, row, skipped)
+                    rows += 1
+    db.execute("COMMIT")
     return rows
 
 
@@ -128,13 +137,23 @@ def _type(declared: str) -> str:
     return declared if all(c.isalnum() or c in " _(),." for c in declared) else quote(declared)
 
 
+def _rowid(schema: TableSchema, key: bytes) -> SqliteValue:
+    """The rowid that is in a key because the declared one does not tell rows apart."""
+    if schema.rowid is None or "rowid" in schema.key:
+        return None
+    return from_wire(msgspec.json.decode(key).get("rowid"))
+
+
 def _insert(
-    db: sqlite3.Connection, schema: TableSchema, key: bytes, row: bytes, skipped: tuple[str, ...]
+    db: sqlite3.Connection,
+    schema: TableSchema,
+    rowid: SqliteValue,
+    row: bytes,
+    skipped: tuple[str, ...],
 ) -> None:
     values = {name: from_wire(value) for name, value in msgspec.json.decode(row).items()}
     columns = {quote(name): v for name, v in values.items() if name not in skipped}
-    rowid = msgspec.json.decode(key).get("rowid")
-    if schema.rowid is not None and rowid is not None and "rowid" not in schema.key:
+    if schema.rowid is not None and rowid is not None:
         columns[schema.rowid] = rowid
     marks = ", ".join(
         "CAST(? AS TEXT)" if isinstance(v, InvalidText) else "?" for v in columns.values()
