@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,3 +51,45 @@ async def test_a_start_that_fails_leaves_nothing_open(database: Path) -> None:
 
     before = await fail()
     assert [await fail() for _ in range(3)] == [before] * 3
+
+
+HUB = """
+import asyncio, sys
+from cdchub import Hub
+
+async def main():
+    async with Hub(sys.argv[1], driver=sys.argv[2]) as hub:
+        print("ready", flush=True)
+        while hub.status()["capture"]["epochsStarted"] < 2:
+            await asyncio.sleep(0.01)
+        print("again", flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("driver", ["sqlite3", "apsw"])
+def test_a_copy_put_back_in_place_outlives_the_hub(database: Path, driver: str) -> None:
+    run_sql(database, "INSERT INTO todos(id) VALUES ('kept')")
+    copy = database.read_bytes()
+    process = subprocess.Popen(
+        [sys.executable, "-c", HUB, str(database), driver],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "ready\n"
+        run_sql(database, f"{COUNT_UP.format(500)} INSERT INTO todos(id) SELECT i FROM n")
+        for suffix in ("-wal", "-shm"):
+            database.with_name(database.name + suffix).unlink()
+        # As `cp` does it: the same file with other content.
+        database.write_bytes(copy)
+        assert process.stdout.readline() == "again\n"
+        run_sql(database, "INSERT INTO todos(id) VALUES ('later')")
+    finally:
+        process.communicate("\n", timeout=PATIENCE_S)
+    # At the end of the process nobody writes the pages of the old -wal into it.
+    assert run_sql(database, "SELECT id FROM todos ORDER BY id") == [["kept"], ["later"]]

@@ -339,7 +339,7 @@ class Tailer:
 
     def _reopen(self) -> None:
         """The database or its -wal is another file now, or could not be read."""
-        self._source.abandon()
+        self._source.close()
         while not self._paths.database.exists():
             if self.counters.failing is None:
                 self._failed(StartError(f"{self._paths.database} is gone"))
