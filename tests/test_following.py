@@ -1,7 +1,10 @@
-"""A hub that follows another one's log, when the source can't be opened for a moment."""
+"""A hub that follows another one's log, when the source or the log can't be had for a moment."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,11 +14,12 @@ import pytest
 from cdchub import Hub
 from cdchub.capture.connection import Owner, source_paths
 from cdchub.change import ChangeType, Entry, WireNote, encode_note
-from cdchub.config import CaptureConfig
+from cdchub.config import CaptureConfig, Config
 from cdchub.following import LogFollower
 from cdchub.log import LogWriter
 from cdchub.log.protocol import Appended, Delivery
-from tests.harness import wait_for
+from tests.harness import PATIENCE_S, run_sql, wait_for
+from tests.test_hub import until
 
 
 @contextmanager
@@ -66,3 +70,27 @@ async def test_what_it_could_not_deliver_comes_later(database: Path, owner_ends:
         mine.release()
         owning.release()
         log.close()
+
+
+async def test_a_log_that_is_locked_for_a_moment_is_taken_over_later(database: Path) -> None:
+    owner = Hub(database)
+    await owner.__aenter__()
+    config = Config(capture=CaptureConfig(owner_look_s=0.02, retry_s=0.02))
+    async with Hub(database, config=config) as hub:
+        locker = sqlite3.connect(hub.paths.log, isolation_level=None)
+        locker.execute("BEGIN IMMEDIATE")
+        try:
+            # It can't leave the mark of a clean stop, but it lets go of the source.
+            with pytest.raises(sqlite3.OperationalError):
+                await owner.__aexit__(None, None, None)
+            await until(lambda: hub._capturing._promotion is not None, "the take-over to begin")
+            promotion = hub._capturing._promotion
+            assert promotion is not None
+            await until(promotion.done, "it to fail")
+        finally:
+            locker.close()
+        await until(lambda: hub.status()["role"] == "owner" and hub.failing is None, "an owner")
+        async with contextlib.aclosing(hub.subscribe("todos")) as changes:
+            await asyncio.to_thread(run_sql, database, "INSERT INTO todos(id) VALUES ('a')")
+            async with asyncio.timeout(PATIENCE_S):
+                assert (await anext(changes))["key"] == {"id": "a"}

@@ -118,8 +118,8 @@ class Tailer:
             self._thread.join()
         self._bases.close()
         self._source.close()
-        self._log.close_cleanly()
         self._wake.close()
+        self._log.close_cleanly()
 
     def kick(self) -> None:
         """Somebody in this process has committed: look now."""
