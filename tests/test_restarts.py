@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,11 @@ from pathlib import Path
 import pytest
 
 from cdchub import Hub
+from cdchub.capture.connection import source_paths
 from cdchub.config import CaptureConfig, Config
 from cdchub.errors import StartError
+from cdchub.log import LogWriter
+from cdchub.log.protocol import SourceMark
 from tests.harness import PATIENCE_S, run_sql
 from tests.test_hub import until
 
@@ -51,6 +55,33 @@ async def test_a_start_that_fails_leaves_nothing_open(database: Path) -> None:
 
     before = await fail()
     assert [await fail() for _ in range(3)] == [before] * 3
+
+
+async def test_a_start_that_fails_midway_is_made_up_for(database: Path) -> None:
+    copy = await asyncio.to_thread(database.read_bytes)
+    async with Hub(database) as hub:
+        log = hub.paths.log
+    # A copy from before there was capture; and the log can't be written when it is captured anew.
+    await asyncio.to_thread(database.write_bytes, copy)
+    locker = sqlite3.connect(log, isolation_level=None)
+    locker.execute("BEGIN IMMEDIATE")
+    try:
+        with pytest.raises(StartError, match="locked"):
+            async with Hub(database):
+                pass
+    finally:
+        locker.close()
+    async with Hub(database) as hub:
+        assert hub.failing is None
+
+
+def test_a_crash_between_source_and_log_is_made_up_for(database: Path) -> None:
+    mark = SourceMark("new", 1, "boot")
+    log = LogWriter(source_paths(database).log, database=database)
+    log.adopt(SourceMark("old", 1, "boot"))
+    log.expect("new")
+    assert log.belongs_to(mark, just_installed=False) == "restored"
+    log.close()
 
 
 HUB = """
