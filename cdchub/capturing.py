@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 import threading
 from collections.abc import Callable
 
@@ -17,7 +18,7 @@ from cdchub.capture.progress import CaptureCounters
 from cdchub.capture.tailer import Tailer
 from cdchub.catalog import Catalog
 from cdchub.config import Config
-from cdchub.errors import CdchubError, SourceOwned
+from cdchub.errors import LogUnusable, SourceOwned
 from cdchub.following import LogFollower
 from cdchub.log import LogWriter
 from cdchub.log.protocol import Delivery, HistoryChanged, SchemaChanged
@@ -78,15 +79,17 @@ class Capturing:
 
     async def close(self) -> None:
         self._ending.set()
-        if self._promotion is not None:
-            await self._promotion
-        if self._follower is not None:
-            await asyncio.to_thread(self._follower.stop)
-        if self._tailer is not None:
-            await asyncio.to_thread(self._tailer.stop)
-        if self._log is not None:
-            self._log.close()
-        self._owner.release()
+        try:
+            if self._promotion is not None:
+                await self._promotion
+            if self._follower is not None:
+                await asyncio.to_thread(self._follower.stop)
+            if self._tailer is not None:
+                await asyncio.to_thread(self._tailer.stop)
+        finally:
+            if self._log is not None:
+                self._log.close()
+            self._owner.release()
 
     @property
     def is_owner(self) -> bool:
@@ -142,10 +145,12 @@ class Capturing:
             # Opening may deliver already: what the outbox had when the schema has changed meanwhile.
             self._tailer = tailer
             opened = tailer.open()
-        except BaseException:
+        except BaseException as error:
             self._tailer = None
             self._log.close()
             self._log = None
+            if isinstance(error, sqlite3.Error):
+                raise LogUnusable(str(self._paths.log), str(error)) from error
             raise
         for suffix in ("-wal", "-shm"):
             path = self._paths.log.with_name(self._paths.log.name + suffix)
@@ -186,7 +191,8 @@ class Capturing:
         await asyncio.to_thread(follower.stop)
         try:
             history, catalog = await asyncio.to_thread(self._open_tailer)
-        except (CdchubError, OSError) as error:
+        except Exception as error:
+            # Also what nobody foresaw: otherwise the lock would stay, and nobody would capture.
             logger.error("this hub could not take over, and follows again: %s", error)
             self._owner.release()
             await self._follow_again()
@@ -200,7 +206,7 @@ class Capturing:
         while not self._ending.is_set():
             try:
                 history, catalog = await asyncio.to_thread(self._open_follower)
-            except (CdchubError, OSError) as error:
+            except Exception as error:
                 logger.error("the log can't be followed, retrying: %s", error)
                 await asyncio.sleep(self._config.capture.retry_s)
                 continue

@@ -140,6 +140,9 @@ class LogFollower:
             self._wake.wait(self._config.owner_look_s)
 
     def _try_to_own(self) -> bool:
+        if self._owner.held:
+            # Reading to the end has failed the last time.
+            return True
         try:
             self._owner.acquire()
         except SourceOwned:
@@ -156,15 +159,17 @@ class LogFollower:
 
     def _take_state(self, state: LogState) -> None:
         """Other epochs, floors, bases or heads."""
-        known, self._state = self._state, state
         present = state.present
         if present.number != self._cursor.epoch:
             # Whoever followed the old epoch reads it to its end in the log.
-            self._cursor = Cursor(present.number, present.head_lsn)
-            self._deliver(HistoryChanged(state, self._reader.nonce_at(self._cursor)))
-            self._deliver(SchemaChanged(self._catalog()))
-        elif _bounds(state) != _bounds(known):
+            cursor = Cursor(present.number, present.head_lsn)
+            nonce, catalog = self._reader.nonce_at(cursor), self._catalog()
+            self._cursor = cursor
+            self._deliver(HistoryChanged(state, nonce))
+            self._deliver(SchemaChanged(catalog))
+        elif _bounds(state) != _bounds(self._state):
             self._deliver(HistoryChanged(state, None))
+        self._state = state
 
     def _read_page(self) -> None:
         head_lsn = self._state.present.head_lsn
@@ -178,14 +183,18 @@ class LogFollower:
             )
         except Expired:
             raise FellBehind(f"the log no longer holds what follows LSN {self._cursor.lsn}") from None
-        self._cursor = Cursor(self._cursor.epoch, page.scanned_to)
-        nonce = self._reader.nonce_at(self._cursor)
+        cursor = Cursor(self._cursor.epoch, page.scanned_to)
+        nonce = self._reader.nonce_at(cursor)
+        noted = any(entry.type in NOTES for entry in page.entries)
+        catalog = self._catalog() if noted else None
         while not self._handover.acquire(timeout=self._config.safety_look_s):
             if self._stop.is_set():
                 return
-        if any(entry.type in NOTES for entry in page.entries):
+        # From here on nothing fails: what the cursor has passed is delivered.
+        self._cursor = cursor
+        if catalog is not None:
             # Before the changes that have the new shape, as the owner delivers it.
-            self._deliver(SchemaChanged(self._catalog()))
+            self._deliver(SchemaChanged(catalog))
         self._deliver(Appended(page.entries, head_lsn, nonce))
 
     def _catalog(self) -> Catalog:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cdchub import Hub
+from cdchub.capture.source import Source
 from cdchub.config import BaseConfig, CaptureConfig, Config
 from tests.harness import PATIENCE_S, run_sql
 from tests.test_hub import until
@@ -64,6 +65,48 @@ async def test_rows_that_escaped_are_brought_up(
                 assert (await anext(changes))["key"] == {"id": "c"}, "capture stands"
         assert hub.status()["capture"]["auditsFailed"] == 1
     assert "changed without capture (it holds 2 rows, 1 by what was captured)" in caplog.text
+
+
+async def test_a_later_base_hides_nothing(database: Path) -> None:
+    run_sql(database, "INSERT INTO todos(id) VALUES ('a'), ('b')")
+    bases = BaseConfig(bytes_min=1)
+    async with Hub(database, config=Config(capture=config().capture, base=bases)) as hub:
+        tailer = hub._capturing._tailer
+        assert tailer is not None
+        async with contextlib.aclosing(hub.subscribe("todos")) as changes:
+            await audited(hub)
+            # The next audit comes only when there is a base that has what escaped.
+            tailer._auditor._due_s = float("inf")
+            escape(database, "DELETE FROM todos WHERE id = 'a'")
+            taken = hub.status()["log"]["basesTaken"]
+            run_sql(database, *["UPDATE todos SET completed = completed + 1"] * 20)
+            await until(lambda: hub.status()["log"]["basesTaken"] > taken, "another base")
+            tailer._auditor._due_s = 0.0
+            async with asyncio.timeout(PATIENCE_S):
+                async for change in changes:
+                    if change["type"] == "DELETE":
+                        break
+            assert change["key"] == {"id": "a"}
+
+
+async def test_a_busy_source_hides_nothing(database: Path) -> None:
+    run_sql(database, "INSERT INTO todos(id) VALUES ('a'), ('b')")
+    async with Hub(database, config=config()) as hub:
+        await audited(hub)
+        tailer = hub._capturing._tailer
+        assert tailer is not None
+        holds, undecided = tailer._mender.holds_what_is_known, []
+
+        def interrupted(source: Source, table: str) -> bool | None:
+            if not undecided:
+                run_sql(database, "UPDATE todos SET completed = 1 WHERE id = 'b'")
+            undecided.append(holds(source, table))
+            return undecided[-1]
+
+        tailer._mender.holds_what_is_known = interrupted  # type: ignore[method-assign]
+        escape(database, "DELETE FROM todos WHERE id = 'a'")
+        await until(lambda: hub.status()["capture"]["auditsFailed"], "the audit to find it later")
+        assert undecided[0] is None
 
 
 async def test_without_a_base_followers_are_reset(database: Path) -> None:

@@ -5,13 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from cdchub import Hub
+from cdchub.capture.connection import source_paths
 from cdchub.config import CaptureConfig, Config
 from cdchub.errors import StartError
+from cdchub.log import LogWriter
+from cdchub.log.protocol import SourceMark
 from tests.harness import PATIENCE_S, run_sql
 from tests.test_hub import until
 
@@ -49,3 +55,72 @@ async def test_a_start_that_fails_leaves_nothing_open(database: Path) -> None:
 
     before = await fail()
     assert [await fail() for _ in range(3)] == [before] * 3
+
+
+async def test_a_start_that_fails_midway_is_made_up_for(database: Path) -> None:
+    copy = await asyncio.to_thread(database.read_bytes)
+    async with Hub(database) as hub:
+        log = hub.paths.log
+    # A copy from before there was capture; and the log can't be written when it is captured anew.
+    await asyncio.to_thread(database.write_bytes, copy)
+    locker = sqlite3.connect(log, isolation_level=None)
+    locker.execute("BEGIN IMMEDIATE")
+    try:
+        with pytest.raises(StartError, match="locked"):
+            async with Hub(database):
+                pass
+    finally:
+        locker.close()
+    async with Hub(database) as hub:
+        assert hub.failing is None
+
+
+def test_a_crash_between_source_and_log_is_made_up_for(database: Path) -> None:
+    mark = SourceMark("new", 1, "boot")
+    log = LogWriter(source_paths(database).log, database=database)
+    log.adopt(SourceMark("old", 1, "boot"))
+    log.expect("new")
+    assert log.belongs_to(mark, just_installed=False) == "restored"
+    log.close()
+
+
+HUB = """
+import asyncio, sys
+from cdchub import Hub
+
+async def main():
+    async with Hub(sys.argv[1], driver=sys.argv[2]) as hub:
+        print("ready", flush=True)
+        while hub.status()["capture"]["epochsStarted"] < 2:
+            await asyncio.sleep(0.01)
+        print("again", flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("driver", ["sqlite3", "apsw"])
+def test_a_copy_put_back_in_place_outlives_the_hub(database: Path, driver: str) -> None:
+    run_sql(database, "INSERT INTO todos(id) VALUES ('kept')")
+    copy = database.read_bytes()
+    process = subprocess.Popen(
+        [sys.executable, "-c", HUB, str(database), driver],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "ready\n"
+        run_sql(database, f"{COUNT_UP.format(500)} INSERT INTO todos(id) SELECT i FROM n")
+        for suffix in ("-wal", "-shm"):
+            database.with_name(database.name + suffix).unlink()
+        # As `cp` does it: the same file with other content.
+        database.write_bytes(copy)
+        assert process.stdout.readline() == "again\n"
+        run_sql(database, "INSERT INTO todos(id) VALUES ('later')")
+    finally:
+        process.communicate("\n", timeout=PATIENCE_S)
+    # At the end of the process nobody writes the pages of the old -wal into it.
+    assert run_sql(database, "SELECT id FROM todos ORDER BY id") == [["kept"], ["later"]]

@@ -197,6 +197,10 @@ class Owner:
         self._paths = paths
         self._descriptor: int | None = None
 
+    @property
+    def held(self) -> bool:
+        return self._descriptor is not None
+
     def acquire(self) -> None:
         """Raises `SourceOwned` with the owner's pid, or `SourceReadOnly`."""
         try:

@@ -10,6 +10,8 @@ What it does *not* do: open anything by itself; only `connection` does.
 
 from __future__ import annotations
 
+import _sqlite3
+import ctypes
 import os
 import sqlite3
 import sys
@@ -154,13 +156,17 @@ class Connection:
         elif sys.version_info >= (3, 12):
             self._raw.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         else:
-            # This library can't be told: so it stays open, as long as the process lives.
-            _KEPT_OPEN.append(self._raw)
-            return
+            _set_config(self._raw, apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE)
         self._raw.close()
 
 
-_KEPT_OPEN: list[Any] = []
+def _set_config(raw: sqlite3.Connection, option: int) -> None:
+    """`setconfig` of Python 3.12, for 3.11: there a connection's first field is its `sqlite3 *`
+    (Modules/_sqlite/connection.h)."""
+    handle = ctypes.c_void_p.from_address(id(raw) + object.__basicsize__)
+    library = ctypes.CDLL(getattr(_sqlite3, "__file__", None))
+    if library.sqlite3_db_config(handle, option, ctypes.c_int(1), ctypes.c_void_p(None)) != 0:
+        raise SqliteFault("the connection can't be closed without a checkpoint", 1)
 
 
 def _reject_broken_text(error: Exception) -> None:

@@ -66,6 +66,9 @@ def begin_history(
             outcome = install.reconcile(connection, choice, strict=strict, silent=True)
             base = outbox_head(connection)
             source.schema_version = connection.pragma("schema_version")
+            if outcome.fresh:
+                # Before the source has it: a crash in between must not make the log a foreign one.
+                log.expect(outcome.captured.install_id)
         source.take(outcome.captured)
         mark = source.mark()
         if outcome.fresh:

@@ -53,7 +53,9 @@ class Mender:
             source.schema_version = version
             return None
         names = sorted({*(suspects or ()), *escaped})
-        known = self._log.known_rows(names, rows_max=2 * TOLD_ROWS_MAX) if names else None
+        known = None
+        if names:
+            known = self._log.known_rows(names, rows_max=2 * TOLD_ROWS_MAX, as_told=bool(escaped))
         try:
             return self._reconcile_with(source, known, strict=strict, escaped=escaped)
         finally:
@@ -97,9 +99,10 @@ class Mender:
                 return
             self._append(batch)
 
-    def holds_what_is_known(self, source: Source, table: str) -> bool:
-        """Whether a table holds exactly what the log knows; False where that can't be told."""
-        known = self._log.known_rows([table], rows_max=TOLD_ROWS_MAX)
+    def holds_what_is_known(self, source: Source, table: str) -> bool | None:
+        """Whether a table holds exactly what the log has told; False where that is not known, None
+        where changes are under way."""
+        known = self._log.known_rows([table], rows_max=TOLD_ROWS_MAX, as_told=True)
         if known is None:
             return False
         try:
@@ -109,8 +112,7 @@ class Mender:
                 if shape is None or not known.knows(table):
                     return False
                 if outbox_head(source.connection).lsn != source.progress.anchor.lsn:
-                    # Changes are under way; the next audit counts anew.
-                    return True
+                    return None
                 return not differs(source.connection, known, shape)
         finally:
             known.close()

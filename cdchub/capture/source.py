@@ -40,6 +40,7 @@ class Source:
         self._inode = paths.database.stat().st_ino
         self.connection = open_source(paths)
         self._commit_ends = CommitEnds(paths.wal)
+        self._files: FileIdentity | None = None
         self._closed = False
         try:
             require_wal(self.connection, paths)
@@ -60,19 +61,16 @@ class Source:
 
     def replaced(self) -> bool:
         """Whether the database or its -wal is another file now."""
-        return self._files.changed()
+        return self._files is not None and self._files.changed()
 
     def close(self) -> None:
+        """Closes, without touching the files where they are somebody else's by now."""
         if not self._closed:
             self._closed = True
-            self.connection.close()
-            self._commit_ends.close()
-
-    def abandon(self) -> None:
-        """Closes without touching the files, which are somebody else's by now."""
-        if not self._closed:
-            self._closed = True
-            self.connection.abandon()
+            if self.replaced():
+                self.connection.abandon()
+            else:
+                self.connection.close()
             self._commit_ends.close()
 
     # What is captured.

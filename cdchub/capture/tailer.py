@@ -121,8 +121,8 @@ class Tailer:
             self._thread.join()
         self._bases.close()
         self._source.close()
-        self._log.close_cleanly()
         self._wake.close()
+        self._log.close_cleanly()
 
     def kick(self) -> None:
         """Somebody in this process has committed: look now."""
@@ -285,9 +285,14 @@ class Tailer:
         if suspicion is None:
             return
         self.counters.audits_suspicious += 1
-        if not suspicion.certain and self._mender.holds_what_is_known(self._source, suspicion.table):
-            # Triggers of the user's can add up to another count than rows.
-            return
+        if not suspicion.certain:
+            holds = self._mender.holds_what_is_known(self._source, suspicion.table)
+            if holds:
+                # Triggers of the user's can add up to another count than rows.
+                self._auditor.settle(suspicion)
+            if holds is not False:
+                # Where changes were under way, the next audit finds the same again.
+                return
         self.counters.audits_failed += 1
         logger.error(
             "audit: table %r was changed without capture (%s): somebody writes with triggers off, or "
@@ -342,7 +347,7 @@ class Tailer:
 
     def _reopen(self) -> None:
         """The database or its -wal is another file now, or could not be read."""
-        self._source.abandon()
+        self._source.close()
         while not self._paths.database.exists():
             if self.counters.failing is None:
                 self._failed(StartError(f"{self._paths.database} is gone"))

@@ -108,5 +108,8 @@ class SourceWriterThread:
 
     def _close(self) -> None:
         if self._connection is not None:
-            self._connection.close()
+            if self._files.changed():
+                self._connection.abandon()
+            else:
+                self._connection.close()
             self._connection = None

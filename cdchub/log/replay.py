@@ -19,20 +19,22 @@ def replica_at(
     *,
     tables: Sequence[str] | None = None,
     rows_max: int | None = None,
+    base: int = -1,
 ) -> Replica | None:
     """The tables as they were at `lsn`, or None where no base snapshot reaches back so far.
 
     `rows_max`: a table that had so many rows in the base counts as unknown, for the sake of time.
+    `base`: which one to begin with; by itself the newest.
     """
-    usable = [base for base in read_bases(db) if base.epoch == epoch_number and base.lsn <= lsn]
+    usable = [each for each in read_bases(db) if each.epoch == epoch_number and each.lsn <= lsn]
     if not usable:
         return None
-    base = usable[-1]
-    schemas = [schema for schema in base.tables if tables is None or schema.table in tables]
-    replica = Replica(schemas, lsn=base.lsn)
+    begin = usable[base]
+    schemas = [schema for schema in begin.tables if tables is None or schema.table in tables]
+    replica = Replica(schemas, lsn=begin.lsn)
     try:
         loaded: Counter[str] = Counter()
-        for table, lines in read_chunks(db, base.id, tables):
+        for table, lines in read_chunks(db, begin.id, tables):
             loaded[table] += len(lines)
             if rows_max is not None and loaded[table] > rows_max:
                 replica.forget(table)

@@ -63,7 +63,7 @@ class LogWriter:
         if "install_id" not in known:
             return "new"
         if known["install_id"] != mark.install_id:
-            if just_installed:
+            if just_installed or known.get("expected_id") == mark.install_id:
                 return "restored"
             raise ForeignLog(os.fspath(self._database), os.fspath(self._path))
         if known["inode"] != mark.inode:
@@ -71,6 +71,10 @@ class LogWriter:
         if known["boot_id"] != mark.boot_id and known["clean"] != 1:
             return "unclean"
         return None
+
+    def expect(self, install_id: str) -> None:
+        """The source is about to get capture anew, under this id."""
+        self._set_meta("expected_id", install_id)
 
     def adopt(self, mark: SourceMark) -> None:
         """Takes note of the source; from here on a stop is unclean until `close_cleanly`."""
@@ -189,13 +193,25 @@ class LogWriter:
         with self._transaction():
             bases.drop_unfinished(self._db)
 
-    def known_rows(self, tables: Sequence[str], *, rows_max: int) -> Replica | None:
+    def known_rows(
+        self, tables: Sequence[str], *, rows_max: int, as_told: bool = False
+    ) -> Replica | None:
         """What these tables hold by the log, at its head; None where there is no base snapshot.
 
-        A table with more than `rows_max` rows may count as unknown.
+        A table with more than `rows_max` rows may count as unknown. `as_told`: as followers were
+        told by changes, from the oldest base that will do: a later one may hold what escaped capture.
         """
         present = self.state().present
-        return replica_at(self._db, present.number, present.head_lsn, tables=tables, rows_max=rows_max)
+        number, head_lsn = present.number, present.head_lsn
+        usable = [each for each in self.bases() if each.epoch == number and each.lsn <= head_lsn]
+        known = None
+        for base in range(len(usable)) if as_told else (-1,):
+            if known is not None:
+                known.close()
+            known = replica_at(self._db, number, head_lsn, tables=tables, rows_max=rows_max, base=base)
+            if known is None or all(map(known.knows, tables)):
+                break
+        return known
 
     def catch_up(self, known: KnownRows) -> None:
         """Brings what `known_rows` gave to the log's present head."""
