@@ -24,6 +24,12 @@ from cdchub.log.protocol import AppendLog, BaseChunk
 logger = logging.getLogger("cdchub.capture")
 
 
+# Without a pause in the writing, a base waits until the changes outweigh it so many times, and take so
+# much room: replaying them takes a few seconds.
+_BUSY_TIMES = 4
+_BUSY_BYTES_MIN = 256 * 2**20
+
+
 class BaseKeeper:
     """Used by the tailer's thread only. `kick` wakes it when a reading has ended."""
 
@@ -91,10 +97,14 @@ class BaseKeeper:
         """Only a newer base lets the log shrink."""
         self._overdue = True
 
-    def turn(self) -> bool:
-        """Does what is due. True when a base is complete, so that the log's state has changed."""
+    def turn(self, *, quiet: bool) -> bool:
+        """Does what is due. True when a base is complete, so that the log's state has changed.
+
+        `quiet`: there is nothing to read. A base takes as long as many changes, so it waits for a
+        pause, within bounds.
+        """
         try:
-            return self._turn()
+            return self._turn(quiet=quiet)
         except (sqlite3.Error, OSError) as error:
             # The log has no room for it, or can't be written. Changes go first: the room is theirs,
             # and where not even they can be written, the tailer will say so.
@@ -104,18 +114,18 @@ class BaseKeeper:
                 self._log.drop_unfinished_base()
             return False
 
-    def _turn(self) -> bool:
+    def _turn(self, *, quiet: bool) -> bool:
         if self._copying is not None:
             return self._copy(*self._copying)
         if self._reading is None:
-            if self.enabled and self._due(time.monotonic()):
+            if self.enabled and self._due(time.monotonic(), quiet=quiet):
                 self._read(None, None)
             return False
         if self._reading.ended:
             self._take_over(self._reading)
         return False
 
-    def _due(self, now_s: float) -> bool:
+    def _due(self, now_s: float, *, quiet: bool) -> bool:
         if now_s < self._retry_at_s:
             return False
         if self._missing:
@@ -123,7 +133,10 @@ class BaseKeeper:
         if self._config.interval_s is not None:
             return self._bytes_since > 0 and now_s - self._taken_s >= self._config.interval_s
         least = 0 if self._overdue else self._config.bytes_min
-        return self._bytes_since > max(self._base_bytes, least)
+        due = max(self._base_bytes, least)
+        return self._bytes_since > (
+            due if quiet or self._overdue else max(_BUSY_TIMES * due, _BUSY_BYTES_MIN)
+        )
 
     def _read(self, pinned: Pinned | None, shapes: Sequence[Shape] | None) -> None:
         # What comes from here on belongs to the time after the base, or is at least in its way.

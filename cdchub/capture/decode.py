@@ -47,12 +47,17 @@ class Decoder:
         for row in rows:
             op = row[OP]
             groups.setdefault((row[TABLE], op, row[VALUES] if op == "m" else None), []).append(row)
-        first_lsn = rows[0][LSN] if rows else 0
-        made: list[Any] = [None] * len(rows)
-        for (table_id, op, old_id), group in groups.items():
-            pairs = map(_note, group) if op in "bs" else self._changes(table_id, op, old_id, group)
-            for row, pair in zip(group, pairs, strict=True):
-                made[row[LSN] - first_lsn] = pair
+        if len(groups) == 1:
+            # Most batches of a bulk write: nothing has to be put back into order.
+            ((table_id, op, old_id),) = groups
+            made = self._made(table_id, op, old_id, rows)
+        else:
+            first_lsn = rows[0][LSN] if rows else 0
+            places: list[Any] = [None] * len(rows)
+            for (table_id, op, old_id), group in groups.items():
+                for row, pair in zip(group, self._made(table_id, op, old_id, group), strict=True):
+                    places[row[LSN] - first_lsn] = pair
+            made = places
         for (change, _), txid, commit in zip(made, txids, commits, strict=True):
             change.txid, change.commit = txid, commit
         lines = encode_lines([change for change, _ in made])
@@ -60,10 +65,12 @@ class Decoder:
             entry.data = line
         return [entry for _, entry in made]
 
-    def _changes(
+    def _made(
         self, table_id: int, op: str, old_id: int | None, group: Sequence[OutboxRow]
-    ) -> Iterable[_Made]:
+    ) -> Sequence[_Made]:
         """The changes of one kind in one table; transactions and JSON are put in later."""
+        if op in "bs":
+            return [_note(row) for row in group]
         encoder = self._encoder(table_id)
         old_encoder = encoder if old_id is None else self._encoder(old_id)
         columns = list(zip(*group, strict=True))
@@ -71,18 +78,23 @@ class Decoder:
         middle = start + len(old_encoder.shape.captured)
         olds, news = columns[start:middle], columns[middle : middle + len(encoder.shape.captured)]
         kind, table = _TYPES[op], encoder.shape.name
-        for lsn, timestamp_ms, key, old, new, room_old, room_new in zip(
-            columns[LSN],
-            columns[TIMESTAMP],
-            encoder.keys(olds if op == "d" else news, columns[ROWID]),
-            repeat(None) if op == "c" else old_encoder.rows(olds),
-            repeat(None) if op == "d" else encoder.rows(news),
-            repeat(None) if op == "c" else _rooms(old_encoder, olds),
-            repeat(None) if op == "d" else _rooms(encoder, news),
-            strict=False,
-        ):
-            change = WireChange(lsn, kind.name, table, key, old, new, timestamp_ms, 0, commit=False)
-            yield change, Entry(lsn, kind, table, room_old, room_new, b"")
+        name = kind.name
+        return [
+            (
+                WireChange(lsn, name, table, key, old, new, timestamp_ms, 0, commit=False),
+                Entry(lsn, kind, table, room_old, room_new, b""),
+            )
+            for lsn, timestamp_ms, key, old, new, room_old, room_new in zip(
+                columns[LSN],
+                columns[TIMESTAMP],
+                encoder.keys(olds if op == "d" else news, columns[ROWID]),
+                repeat(None) if op == "c" else old_encoder.rows(olds),
+                repeat(None) if op == "d" else encoder.rows(news),
+                repeat(None) if op == "c" else _rooms(old_encoder, olds),
+                repeat(None) if op == "d" else _rooms(encoder, news),
+                strict=False,
+            )
+        ]
 
     def _encoder(self, table_id: int) -> RowEncoder:
         encoder = self._encoders.get(table_id)

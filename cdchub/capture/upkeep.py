@@ -53,7 +53,7 @@ class Upkeep:
         """
         now_s = time.monotonic()
         state = self._retain(counters, now_s) if now_s >= self._retain_at_s else None
-        if self._bases.turn():
+        if self._bases.turn(quiet=quiet):
             state = self._log.state()
         if quiet and self.log_dirty and now_s - progress.moved_s > self._config.prune_quiet_s:
             self._log.checkpoint()

@@ -40,12 +40,16 @@ class Ring:
         expected = range(self.head_lsn + 1, self.head_lsn + 1 + len(entries))
         if [entry.lsn for entry in entries] != list(expected):
             raise ValueError(f"these LSNs do not follow {self.head_lsn}, one by one")
-        self._entries.extend(entries)
+        held = self._entries
+        held.extend(entries)
         self.head_lsn += len(entries)
-        self._bytes += sum(map(_size, entries))
-        while self._bytes > self._bytes_max and len(self) > 1:
-            self._bytes -= _size(self._entries[self._start])
-            self._start += 1
+        size = self._bytes + len(entries) * ENTRY_OVERHEAD_BYTES
+        size += sum([len(entry.data) for entry in entries])
+        start, newest = self._start, len(held) - 1
+        while size > self._bytes_max and start < newest:
+            size -= len(held[start].data) + ENTRY_OVERHEAD_BYTES
+            start += 1
+        self._bytes, self._start = size, start
         if self._start > len(self._entries) // 4:
             # Moving the rest down once per quarter keeps the cost of letting go constant per entry.
             del self._entries[: self._start]
@@ -64,7 +68,3 @@ class Ring:
         self._start = 0
         self._bytes = 0
         self.head_lsn = head_lsn
-
-
-def _size(entry: Entry) -> int:
-    return len(entry.data) + ENTRY_OVERHEAD_BYTES
