@@ -92,6 +92,8 @@ class Replica:
             self._flush()
 
     def _flush(self) -> None:
+        if not self._pending:
+            return
         kept = [(table, key, row) for (table, key), row in self._pending.items() if row is not None]
         gone = [place for place, row in self._pending.items() if row is None]
         self._pending.clear()
