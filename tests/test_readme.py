@@ -213,6 +213,28 @@ def cdchub_status(scratch: Scratch) -> None:
     assert re.search(r"^tables +notes$", scratch.run(), flags=re.MULTILINE)
 
 
+def cdchub_verify(scratch: Scratch) -> None:
+    add_note(scratch.database(captured=True))
+    assert "1 rows of 1 tables agree" in scratch.run()
+
+
+def cdchub_replay(scratch: Scratch) -> None:
+    database = scratch.database(captured=True)
+    with HubProcess(database) as hub:
+        for rows, lsn in ((42, 42), (8, 50)):
+            run_sql(database, *["INSERT INTO notes(text) VALUES ('t')"] * rows)
+            hub.wait_for_lsn(lsn)
+    scratch.run()
+    assert run_sql(scratch.folder / "old.db", "SELECT count(*) FROM notes") == [[42]]
+
+
+def cdchub_migrate(scratch: Scratch) -> None:
+    database = scratch.database(captured=True)
+    (scratch.folder / scratch.words[-1]).write_text("ALTER TABLE notes DROP COLUMN text;")
+    scratch.run()
+    assert run_sql(database, "SELECT name FROM pragma_table_info('notes')") == [["id"]]
+
+
 def cdchub_deinit(scratch: Scratch) -> None:
     database = scratch.database(captured=True)
     scratch.run()
@@ -248,6 +270,9 @@ RUNNERS: dict[str, Callable[[Scratch], None]] = {
     "cdchub tail app.db": cdchub_tail_file,
     "cdchub tail http://localhost:8787 --table todos": cdchub_tail_url,
     "cdchub status app.db": cdchub_status,
+    "cdchub verify app.db": cdchub_verify,
+    "cdchub replay app.db --to 42 -o old.db": cdchub_replay,
+    "cdchub migrate app.db drop-a-column.sql": cdchub_migrate,
     "cdchub deinit app.db --yes": cdchub_deinit,
     "docker compose up …": docker_compose_up,
 }
