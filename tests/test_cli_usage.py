@@ -70,14 +70,20 @@ def run_briefly(*arguments: str) -> subprocess.CompletedProcess[str]:
         ["tail", "DB", "--check"],
         ["tail", "DB", "--format", "debezium"],
         ["tail", "DB", "--since", "nonsense"],
+        ["serve", "DB", "--base-interval", "0"],
+        ["serve", "DB", "--table", "t:capture=some"],
         ["replay", "DB"],
+        ["replay", "DB", "--to", "nonsense", "-o", "OUT"],
+        ["verify"],
+        ["verify", "DB", "extra"],
+        ["migrate", "DB"],
         ["migrate", "DB", "x.sql"],
         ["relay"],
         ["deinit", "DB"],
     ],
 )
 def test_wrong_usage_is_2(mixed: Path, arguments: list[str]) -> None:
-    if arguments[:1] in (["tail"], ["deinit"]):
+    if arguments[:1] in (["tail"], ["deinit"], ["replay"]):
         assert cdchub("init", mixed).returncode == 0
     port = ["--port", "0"] if arguments[:1] == ["serve"] and "--port" not in arguments else []
     words = [str(mixed) if word == "DB" else word for word in arguments]

@@ -208,9 +208,37 @@ def cdchub_tail_url(scratch: Scratch) -> None:
         assert tail.interrupt() == 0
 
 
+def cdchub_tail_check(scratch: Scratch) -> None:
+    with scratch.demo(), scratch.start() as tail:
+        wait_for(lambda: "agree with the hub" in tail.text, "a check")
+        assert tail.interrupt() == 0
+
+
 def cdchub_status(scratch: Scratch) -> None:
     scratch.database(captured=True)
     assert re.search(r"^tables +notes$", scratch.run(), flags=re.MULTILINE)
+
+
+def cdchub_verify(scratch: Scratch) -> None:
+    add_note(scratch.database(captured=True))
+    assert "1 rows of 1 tables agree" in scratch.run()
+
+
+def cdchub_replay(scratch: Scratch) -> None:
+    database = scratch.database(captured=True)
+    with HubProcess(database) as hub:
+        for rows, lsn in ((42, 42), (8, 50)):
+            run_sql(database, *["INSERT INTO notes(text) VALUES ('t')"] * rows)
+            hub.wait_for_lsn(lsn)
+    scratch.run()
+    assert run_sql(scratch.folder / "old.db", "SELECT count(*) FROM notes") == [[42]]
+
+
+def cdchub_migrate(scratch: Scratch) -> None:
+    database = scratch.database(captured=True)
+    (scratch.folder / scratch.words[-1]).write_text("ALTER TABLE notes DROP COLUMN text;")
+    scratch.run()
+    assert run_sql(database, "SELECT name FROM pragma_table_info('notes')") == [["id"]]
 
 
 def cdchub_deinit(scratch: Scratch) -> None:
@@ -248,7 +276,11 @@ RUNNERS: dict[str, Callable[[Scratch], None]] = {
     "cdchub serve app.db": cdchub_serve,
     "cdchub tail app.db": cdchub_tail_file,
     "cdchub tail http://localhost:8787 --table todos": cdchub_tail_url,
+    "cdchub tail http://localhost:8787 --check": cdchub_tail_check,
     "cdchub status app.db": cdchub_status,
+    "cdchub verify app.db": cdchub_verify,
+    "cdchub replay app.db --to 42 -o old.db": cdchub_replay,
+    "cdchub migrate app.db drop-a-column.sql": cdchub_migrate,
     "cdchub deinit app.db --yes": cdchub_deinit,
     "docker compose up …": docker_compose_up,
 }
