@@ -38,10 +38,6 @@ logger = logging.getLogger("cdchub.following")
 _PAGE_BYTES = 2**20
 
 
-class FellBehind(CdchubError):
-    """Retention was faster than this hub."""
-
-
 class LogFollower:
     """Delivers what the owner appends, from a thread of its own."""
 
@@ -171,6 +167,18 @@ class LogFollower:
             self._deliver(HistoryChanged(state, None))
         self._state = state
 
+    def _skip_to_present(self) -> None:
+        """Retention was faster than this hub, which was stopped for long. Its subscribers are reset."""
+        self._state = self._reader.state()
+        present = self._state.present
+        logger.warning(
+            "the log no longer holds what follows LSN %d: going on at its head", self._cursor.lsn
+        )
+        self._cursor = Cursor(present.number, present.head_lsn)
+        nonce = self._reader.nonce_at(self._cursor)
+        self._deliver(HistoryChanged(self._state, nonce, skipped=True))
+        self._deliver(SchemaChanged(self._catalog()))
+
     def _read_page(self) -> None:
         head_lsn = self._state.present.head_lsn
         try:
@@ -182,7 +190,8 @@ class LogFollower:
                 bytes_max=_PAGE_BYTES,
             )
         except Expired:
-            raise FellBehind(f"the log no longer holds what follows LSN {self._cursor.lsn}") from None
+            self._skip_to_present()
+            return
         cursor = Cursor(self._cursor.epoch, page.scanned_to)
         nonce = self._reader.nonce_at(cursor)
         noted = any(entry.type in NOTES for entry in page.entries)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import time
 from collections import Counter
@@ -42,6 +43,8 @@ from cdchub.log.protocol import Appended, Cursor, Delivery, Narrowing, Page
 from cdchub.position import Beginning, Now, parse_since
 from cdchub.spools import Spools
 from cdchub.version import __version__
+
+logger = logging.getLogger("cdchub")
 
 # Maps a request to its user, or to None: unauthorized.
 Authenticate = Callable[[Request], object | Awaitable[object]]
@@ -135,6 +138,7 @@ class Hub:
         self._exclusive = exclusive
         self._started_s = time.monotonic()
         self._running: asyncio.Task[None] | None = None
+        self._fault: str | None = None
         self._local_framer = LocalFramer()
 
     async def __aenter__(self) -> Hub:
@@ -196,6 +200,8 @@ class Hub:
         behind it. Raises `RequestError` for an unknown table, room or position; iterating raises
         `StreamBroken`.
         """
+        if self.running_core is None:
+            raise UsageError("this hub is not running: use it inside `async with hub`")
         catalog = self.core.present.catalog
         selection = catalog.select(catalog.names(tables), room)
         wanted = None if since is None else parse_since(since)
@@ -229,6 +235,8 @@ class Hub:
             raise UsageError(
                 "only APSW's connections have hooks to watch; others are noticed through the -wal"
             )
+        if self.running_core is None:
+            raise UsageError("this hub is not running: use it inside `async with hub`")
         if self._driver is not Driver.APSW:
             raise DriverConflict(os.fspath(self.paths.database), wanted="sqlite3", found="apsw")
         if os.path.realpath(connection.filename) != os.fspath(self.paths.database):
@@ -303,7 +311,12 @@ class Hub:
 
     def _accept(self, delivery: Delivery) -> None:
         if self._running is not None and not self._running.done():
-            self.core.accept(delivery)
+            try:
+                self.core.accept(delivery)
+            except Exception as fault:
+                # What capture delivers must fit; if it doesn't, somebody has to know.
+                self._fault = f"a delivery could not be taken: {fault}"
+                logger.exception("fan-out has a fault, restart the hub: %s", fault)
         elif isinstance(delivery, Appended):
             self._capturing.accepted()
 
@@ -320,6 +333,8 @@ class Hub:
         """Why changes are not delivered now, or None while all is well."""
         if self._running is not None and self._running.done():
             return "fan-out has ended"
+        if self._fault is not None:
+            return self._fault
         return self._capturing.failing
 
     def status(self) -> dict[str, object]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cdchub import Hub
+from cdchub.capture.mending import Finding
 from cdchub.capture.source import Source
 from cdchub.config import BaseConfig, CaptureConfig, Config
 from tests.harness import PATIENCE_S, run_sql
@@ -95,26 +96,29 @@ async def test_a_busy_source_hides_nothing(database: Path) -> None:
         await audited(hub)
         tailer = hub._capturing._tailer
         assert tailer is not None
-        holds, undecided = tailer._mender.holds_what_is_known, []
+        compare, found = tailer._mender.compare, []
 
-        def interrupted(source: Source, table: str) -> bool | None:
-            if not undecided:
+        def interrupted(source: Source, table: str) -> Finding:
+            if not found:
                 run_sql(database, "UPDATE todos SET completed = 1 WHERE id = 'b'")
-            undecided.append(holds(source, table))
-            return undecided[-1]
+            found.append(compare(source, table))
+            return found[-1]
 
-        tailer._mender.holds_what_is_known = interrupted  # type: ignore[method-assign]
+        tailer._mender.compare = interrupted  # type: ignore[method-assign]
         escape(database, "DELETE FROM todos WHERE id = 'a'")
         await until(lambda: hub.status()["capture"]["auditsFailed"], "the audit to find it later")
-        assert undecided[0] is None
+        assert found[0] is Finding.UNDER_WAY
 
 
-async def test_without_a_base_followers_are_reset(database: Path) -> None:
+async def test_what_can_not_be_compared_is_told_and_nothing_is_reset(database: Path) -> None:
     without = Config(capture=config().capture, base=BaseConfig(enabled=False))
     async with Hub(database, config=without) as hub:
         await audited(hub)
         escape(database, "INSERT INTO todos(id) VALUES ('a')")
-        await until(lambda: hub.status()["capture"]["breaks"], "a break")
+        await until(lambda: hub.status()["capture"]["warnings"], "a warning")
+        capture = hub.status()["capture"]
+        assert "`cdchub verify` tells" in capture["warnings"][-1]
+        assert capture["breaks"] == 0
 
 
 async def test_triggers_that_were_edited_by_hand_are_made_anew(database: Path) -> None:

@@ -20,6 +20,10 @@ from cdchub.capture.source import Source
 from cdchub.capture.table import Shape, quote
 from cdchub.config import CaptureConfig
 
+CANNOT_COMPARE = (
+    "audit: table {!r} has another number of rows than its captured changes add up to; REPLACE and "
+    "triggers can do that too, and it can't be compared here: `cdchub verify` tells"
+)
 _NET = {"c": 1, "d": -1}
 
 
@@ -75,7 +79,9 @@ class Auditor:
         table_id = self._queue[-1]
         shape = source.captured.shapes[table_id]
         with read_transaction(source.connection):
-            if outbox_head(source.connection).lsn != source.progress.anchor.lsn:
+            version = source.connection.pragma("schema_version")
+            head_lsn = outbox_head(source.connection).lsn
+            if head_lsn != source.progress.anchor.lsn or version != source.schema_version:
                 # Somebody was quicker: first the log gets what they wrote.
                 return None
             stands = install.stands(source.connection, shape, table_id)

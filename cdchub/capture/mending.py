@@ -8,6 +8,7 @@ and given back as long as somebody was quicker.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from enum import Enum, auto
 from itertools import count
 
 from cdchub.capture import install
@@ -21,6 +22,15 @@ from cdchub.log.protocol import AppendLog, KnownRows
 
 # How often the lock is given back to read what somebody else has written; then writers wait.
 _QUIET_TRIES_MAX = 20
+
+
+class Finding(Enum):
+    """What comparing a table with the log has shown."""
+
+    AS_TOLD = auto()
+    OTHERWISE = auto()
+    UNDER_WAY = auto()  # somebody is writing; later it can be told
+    UNKNOWN = auto()  # the log has no base snapshot of it, or it is too large to compare here
 
 
 class Mender:
@@ -99,20 +109,20 @@ class Mender:
                 return
             self._append(batch)
 
-    def holds_what_is_known(self, source: Source, table: str) -> bool | None:
-        """Whether a table holds exactly what the log has told; False where that is not known, None
-        where changes are under way."""
+    def compare(self, source: Source, table: str) -> Finding:
+        """Whether a table holds exactly what the log has told."""
         known = self._log.known_rows([table], rows_max=TOLD_ROWS_MAX, as_told=True)
         if known is None:
-            return False
+            return Finding.UNKNOWN
         try:
             with read_transaction(source.connection):
                 shapes = [source.captured.shapes[i] for i in source.captured.active]
                 shape = next((shape for shape in shapes if shape.name == table), None)
-                if shape is None or not known.knows(table):
-                    return False
+                if shape is None or not known.knows(table) or known.count(table) > TOLD_ROWS_MAX:
+                    return Finding.UNKNOWN
                 if outbox_head(source.connection).lsn != source.progress.anchor.lsn:
-                    return None
-                return not differs(source.connection, known, shape)
+                    return Finding.UNDER_WAY
+                other = differs(source.connection, known, shape)
+                return Finding.OTHERWISE if other else Finding.AS_TOLD
         finally:
             known.close()

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from cdchub.capture import install
-from cdchub.capture.audit import Auditor
+from cdchub.capture.audit import CANNOT_COMPARE, Auditor
 from cdchub.capture.bases import BaseKeeper
 from cdchub.capture.choice import Choice, warnings_for
 from cdchub.capture.connection import (
@@ -28,7 +28,7 @@ from cdchub.capture.connection import (
 )
 from cdchub.capture.driver import BadStatement, Busy
 from cdchub.capture.history import begin_history, break_in_history, continue_history
-from cdchub.capture.mending import Mender
+from cdchub.capture.mending import Finding, Mender
 from cdchub.capture.outbox import LSN, NONCE, TIMESTAMP, Anchor, HistoryBroken
 from cdchub.capture.progress import CaptureCounters
 from cdchub.capture.source import Batch, Source
@@ -286,12 +286,12 @@ class Tailer:
             return
         self.counters.audits_suspicious += 1
         if not suspicion.certain:
-            holds = self._mender.holds_what_is_known(self._source, suspicion.table)
-            if holds:
-                # Triggers of the user's can add up to another count than rows.
+            finding = self._mender.compare(self._source, suspicion.table)
+            if finding is Finding.UNKNOWN:
+                self._warn([CANNOT_COMPARE.format(suspicion.table)])
+            if finding is not Finding.UNDER_WAY:
                 self._auditor.settle(suspicion)
-            if holds is not False:
-                # Where changes were under way, the next audit finds the same again.
+            if finding is not Finding.OTHERWISE:
                 return
         self.counters.audits_failed += 1
         logger.error(

@@ -58,18 +58,27 @@ class SourceWriterThread:
         async with self._turn:
             try:
                 async with asyncio.timeout(self._write_s_max):
-                    try:
-                        # Inside, because a cancelled BEGIN may still have taken the lock.
-                        await self._in_thread("BEGIN IMMEDIATE", ())
-                        yield Transaction(self._in_thread)
-                        await self._in_thread("COMMIT", ())
-                    except BaseException:
-                        loop = asyncio.get_running_loop()
-                        await asyncio.shield(loop.run_in_executor(self._thread, self._roll_back))
-                        raise
-            except TimeoutError as error:
-                raise Overloaded("the database was busy for too long; try again") from error
-        self._kick()
+                    # Inside, because a cancelled BEGIN may still have taken the lock.
+                    await self._in_thread("BEGIN IMMEDIATE", ())
+                    yield Transaction(self._in_thread)
+                await self._commit()
+            except BaseException as error:
+                loop = asyncio.get_running_loop()
+                await asyncio.shield(loop.run_in_executor(self._thread, self._roll_back))
+                if isinstance(error, TimeoutError):
+                    raise Overloaded("the database was busy for too long; try again") from error
+                raise
+
+    async def _commit(self) -> None:
+        """Commits, and knows how that ended: whoever gives up waiting could not tell."""
+        commit = asyncio.ensure_future(self._in_thread("COMMIT", ()))
+        try:
+            await asyncio.shield(commit)
+        except asyncio.CancelledError:
+            await asyncio.wait({commit})
+            raise
+        finally:
+            self._kick()
 
     async def close(self) -> None:
         async with self._turn:

@@ -133,6 +133,9 @@ def _create(db: sqlite3.Connection, schema: TableSchema) -> tuple[str, ...]:
 
 
 def _type(declared: str) -> str:
+    if declared.upper() == "ANY":
+        # Only a STRICT table takes it for what it says (sqlite.org/stricttables.html).
+        return ""
     # A type is a word or several; anything else in it would have been a constraint's.
     return declared if all(c.isalnum() or c in " _(),." for c in declared) else quote(declared)
 

@@ -23,6 +23,7 @@ from cdchub.catalog import Selection, SnapshotFormat
 from cdchub.cli.rebuild import Files
 from cdchub.errors import NotVerifiable
 from cdchub.log import Replica
+from cdchub.log.protocol import Cursor, EpochInfo
 
 _SNAPSHOT_S = 3_600.0
 _BATCH_ROWS = 500
@@ -59,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     files = Files(source_paths(options.database))
     try:
         epoch = files.present()
-        spool = _live_rows(files)
+        spool = _live_rows(files, epoch)
         try:
             replica = files.replica(epoch, spool.lsn)
             try:
@@ -86,13 +87,15 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _live_rows(files: Files) -> Spool:
+def _live_rows(files: Files, epoch: EpochInfo) -> Spool:
+    """The present rows, in the history that the log tells. Raises `NotVerifiable`."""
+    head = Cursor(epoch.number, epoch.head_lsn)
     try:
         return take_snapshot(
             files.paths,
             Selection(None),
             format=SnapshotFormat.CHANGES,
-            anchor=Anchor(0, None),
+            anchor=Anchor(head.lsn, files.reader.nonce_at(head)),
             timeout_s=_SNAPSHOT_S,
             folder=Path(tempfile.gettempdir()),
         )

@@ -92,8 +92,10 @@ class Present:
         self._source_head_lsn = max(self._source_head_lsn, source_head_lsn)
 
     def take_history(self, history: HistoryChanged) -> bool:
-        """Other epochs, or other floors. True if a new epoch has begun."""
-        begun = history.state.present.number != self._state.present.number
+        """Other epochs, or other floors. True if deliveries go on elsewhere: in a new epoch, or
+        behind a gap."""
+        new = history.state.present.number != self._state.present.number
+        begun = new or history.skipped
         self._state = history.state
         if begun:
             self._head_nonce = history.head_nonce

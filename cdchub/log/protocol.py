@@ -223,11 +223,13 @@ class Appended:
 class HistoryChanged:
     """The log's epochs or their floors are others now; a new last epoch is a break.
 
-    `head_nonce` is that of the row at the present epoch's head, if there is one.
+    `head_nonce` is that of the row at the present epoch's head, if there is one. `skipped`:
+    deliveries go on at that head, and not where the last one ended.
     """
 
     state: LogState
     head_nonce: int | None
+    skipped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
