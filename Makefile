@@ -7,7 +7,7 @@ DEV := $(VENV)/.cdchub-dev-installed
 PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: demo test lint soak conformance kills bench clean
+.PHONY: demo test lint soak conformance kills bench bench-capture clean
 
 demo: $(STAMP)  ## serve a ready-made database with a live page
 	$(BIN)/cdchub demo $(ARGS)
@@ -31,6 +31,9 @@ kills: $(DEV)  ## 200 times kill -9 while three writers write, and `cdchub verif
 
 bench: $(DEV)  ## latency, idle cost, restart time and disturbance of writers
 	$(BIN)/python loadtest/spine.py $(ARGS)
+
+bench-capture: $(DEV)  ## speed and memory of capture: a backlog, one large transaction, a large table
+	$(BIN)/python loadtest/capture_speed.py $(ARGS)
 
 $(STAMP): pyproject.toml
 ifeq ($(UV),)
