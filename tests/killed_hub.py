@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from cdchub import capturing, hub, spools
-from cdchub.capture import bases, history, install, tailer, upkeep
+from cdchub.capture import base_keeper, history, install, tailer, upkeep
 from cdchub.capture.driver import Connection
 from cdchub.config import BaseConfig, CaptureConfig, Config, LogConfig
 from cdchub.log import bases as log_bases
@@ -34,8 +34,8 @@ STEPS: dict[str, tuple[Any, str]] = {
     "pin what a base sees": (history, "Pinned"),
     "begin an epoch": (LogWriter, "start_epoch"),
     "adopt the source": (LogWriter, "adopt"),
-    "take up the epoch": (bases.BaseKeeper, "begin"),
-    "read a base": (bases, "BaseReading"),
+    "take up the epoch": (base_keeper.BaseKeeper, "begin"),
+    "read a base": (base_keeper, "BaseReading"),
     "begin a base": (LogWriter, "begin_base"),
     "copy a slice of a base": (LogWriter, "add_to_base"),
     "finish a base": (LogWriter, "finish_base"),

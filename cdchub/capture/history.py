@@ -15,8 +15,8 @@ import logging
 import time
 
 from cdchub.capture import install
-from cdchub.capture.base import Pinned
-from cdchub.capture.bases import BaseKeeper
+from cdchub.capture.base_keeper import BaseKeeper
+from cdchub.capture.base_reader import Pinned
 from cdchub.capture.choice import Choice, wanted_shapes
 from cdchub.capture.connection import read_transaction, write_transaction
 from cdchub.capture.outbox import Anchor, HistoryBroken, check_anchor, outbox_head

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 
 from cdchub.capture import install
 from cdchub.capture.audit import CANNOT_COMPARE, Auditor
-from cdchub.capture.bases import BaseKeeper
+from cdchub.capture.base_keeper import BaseKeeper
 from cdchub.capture.choice import Choice, warnings_for
 from cdchub.capture.connection import (
     SourcePaths,

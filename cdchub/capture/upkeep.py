@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 
-from cdchub.capture.bases import BaseKeeper
+from cdchub.capture.base_keeper import BaseKeeper
 from cdchub.capture.connection import BUSY_TIMEOUT_S
 from cdchub.capture.driver import Connection
 from cdchub.capture.outbox import prune

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cdchub.capture import install
-from cdchub.capture.base import read_base
+from cdchub.capture.base_reader import read_base
 from cdchub.capture.choice import Choice
 from cdchub.capture.connection import (
     SourcePaths,

@@ -13,7 +13,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from cdchub.capture.base import BaseReading, BaseSpool, Pinned
+from cdchub.capture.base_reader import BaseReading, BaseSpool, Pinned
 from cdchub.capture.connection import SourcePaths
 from cdchub.capture.progress import CaptureCounters
 from cdchub.capture.table import Shape
