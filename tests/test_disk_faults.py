@@ -310,8 +310,14 @@ def test_a_log_that_is_deleted_under_the_hub_is_noticed(hub: HubProcess) -> None
         head = hub.head()
         for suffix in ("-cdchub", "-cdchub-wal", "-cdchub-shm"):
             beside(hub.database, suffix).unlink(missing_ok=True)
+        wait_for(
+            lambda: hub.head().split(":")[0] != head.split(":")[0], "a log and an epoch of its own"
+        )
+        assert reset_of(stream)["reason"] == "epoch"
         add(hub.database, "b")
         assert ids(stream.changes(1)) == ["b"]
+    assert any("the change log was deleted" in line for line in hub.lines)
+    verified(hub.database)
     hub.stop()
     add(hub.database, "c")
     hub.start()

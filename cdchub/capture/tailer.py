@@ -149,7 +149,7 @@ class Tailer:
                 self._step(hint)
                 self._recovered()
                 hint = self._wake.wait(self._patience_s())
-                if self._source.replaced():
+                if self._source.replaced() or self._log.is_gone():
                     self._reopen()
             except Busy:
                 # Only reading and pruning happen here, so there is nothing to undo.
@@ -353,6 +353,9 @@ class Tailer:
                 self._failed(StartError(f"{self._paths.database} is gone"))
             if self._stop.wait(self._config.retry_s):
                 break
+        if self._log.is_gone():
+            logger.error("the change log was deleted: another one begins, in a new epoch")
+            self._log.begin_anew()
         self._open()
         self._wake.watch()
         self._tell_history()

@@ -208,6 +208,10 @@ class AppendLog(Protocol):
 
     def close_cleanly(self) -> None: ...
 
+    def is_gone(self) -> bool: ...
+
+    def begin_anew(self) -> None: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Appended:

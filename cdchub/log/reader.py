@@ -123,9 +123,16 @@ class LogReader:
 
     def _connection(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        inode = self._path.stat().st_ino if self._path.exists() else None
+        if connection is not None and inode is not None and inode != self._local.inode:
+            # The log was deleted, and begun anew.
+            with self._lock:
+                self._open.remove(connection)
+            connection.close()
+            connection = None
         if connection is None:
             connection = open_read_only(self._path)
-            self._local.connection = connection
+            self._local.connection, self._local.inode = connection, inode
             with self._lock:
                 self._open.append(connection)
         return connection

@@ -42,14 +42,38 @@ class LogWriter:
         """Opens or creates the log. Raises `LogUnusable`."""
         self._path = path
         self._database = database
+        # Epochs are told apart by their numbers while a hub runs, also those of a log that is gone.
+        self._last_number = 0
+        self._open()
+
+    def _open(self) -> None:
         try:
-            self._db = open_to_write(path, database)
+            self._db = open_to_write(self._path, self._database)
+            self._inode = self._path.stat().st_ino
             self._tables: dict[str, int] = dict(self._db.execute("SELECT name, id FROM tables"))
+            (number,) = self._db.execute("SELECT coalesce(max(number), 0) FROM epochs").fetchone()
+            self._last_number = max(self._last_number, number)
         except sqlite3.Error as error:
-            raise LogUnusable(os.fspath(path), str(error)) from error
+            raise LogUnusable(os.fspath(self._path), str(error)) from error
 
     def close(self) -> None:
         self._db.close()
+
+    def is_gone(self) -> bool:
+        """Whether the file was deleted, or another one is in its place."""
+        try:
+            return self._path.stat().st_ino != self._inode
+        except FileNotFoundError:
+            return True
+
+    def begin_anew(self) -> None:
+        """After the file was deleted: begins a new one, or takes up the one in its place.
+
+        Raises `LogUnusable`; to be tried again then.
+        """
+        # First: SQLite deletes the -wal of its name when it closes, and a new log's has the same.
+        self.close()
+        self._open()
 
     # What the log knows of its source.
 
@@ -97,10 +121,10 @@ class LogWriter:
         epoch = new_epoch()
         with self._transaction():
             self._db.execute(
-                "INSERT INTO epochs(epoch, base_lsn, base_nonce, floor_lsn, started_ms, reason)"
-                " VALUES (?, ?, ?, ?, ?, ?)",
-                (epoch, base_lsn, base_nonce, base_lsn, now_ms, reason),
+                "INSERT INTO epochs VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (self._last_number + 1, epoch, base_lsn, base_nonce, base_lsn, now_ms, reason),
             )
+        self._last_number += 1
         return epoch
 
     def state(self) -> LogState:
