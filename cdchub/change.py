@@ -12,7 +12,7 @@ import math
 from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -106,6 +106,25 @@ class _RawChange(msgspec.Struct):
     commit: bool
 
 
+class _RawKeyedRow(msgspec.Struct):
+    lsn: int
+    table: str
+    key: msgspec.Raw
+    newValue: msgspec.Raw
+
+
+class KeyedRow(NamedTuple):
+    """What a change says of the row under its key: whoever applies it needs no more.
+
+    Key and row are JSON bytes, exact and comparable; `row` is None where there is none.
+    """
+
+    lsn: int
+    table: str
+    key: bytes
+    row: bytes | None
+
+
 class _TransactionMark(msgspec.Struct):
     txid: int
     commit: bool
@@ -118,6 +137,7 @@ class _NewRow(msgspec.Struct):
 _encoder = msgspec.json.Encoder()
 _row_decoder = msgspec.json.Decoder(_NewRow)
 _raw_decoder = msgspec.json.Decoder(_RawChange)
+_keyed_decoder = msgspec.json.Decoder(_RawKeyedRow)
 _mark_decoder = msgspec.json.Decoder(_TransactionMark)
 _NULL = msgspec.Raw(b"null")
 
@@ -238,6 +258,12 @@ def moved_out(data: bytes) -> bytes:
     change.type = ChangeType.DELETE.name
     change.newValue = _NULL
     return _encoder.encode(change)
+
+
+def keyed_row(data: bytes) -> KeyedRow:
+    change = _keyed_decoder.decode(data)
+    row = bytes(change.newValue)
+    return KeyedRow(change.lsn, change.table, bytes(change.key), None if row == b"null" else row)
 
 
 def transaction_mark(data: bytes) -> tuple[int, bool]:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from cdchub.capture import install
 from cdchub.capture.connection import Owner, SourcePaths, open_source
+from cdchub.capture.handover import Handover
 from cdchub.capture.wake import Wake
 from cdchub.catalog import Catalog
 from cdchub.change import NOTES
@@ -57,7 +58,7 @@ class LogFollower:
         self._deliver = deliver
         self._owning = owning
         self._stop = threading.Event()
-        self._handover = threading.BoundedSemaphore(config.handover_batches)
+        self._handover = Handover(deliver, self._stop, config)
         self._wake = Wake(paths.log_wal, poll_s=config.poll_s)
         self._thread = threading.Thread(target=self._run, name="cdchub-follower")
         self._reader = LogReader(paths.log)
@@ -102,7 +103,7 @@ class LogFollower:
 
     def accepted(self) -> None:
         """The loop has taken one delivery of changes."""
-        self._handover.release()
+        self._handover.accepted()
 
     @property
     def alive(self) -> bool:
@@ -196,15 +197,12 @@ class LogFollower:
         nonce = self._reader.nonce_at(cursor)
         noted = any(entry.type in NOTES for entry in page.entries)
         catalog = self._catalog() if noted else None
-        while not self._handover.acquire(timeout=self._config.safety_look_s):
-            if self._stop.is_set():
-                return
         # From here on nothing fails: what the cursor has passed is delivered.
         self._cursor = cursor
         if catalog is not None:
             # Before the changes that have the new shape, as the owner delivers it.
             self._deliver(SchemaChanged(catalog))
-        self._deliver(Appended(page.entries, head_lsn, nonce))
+        self._handover.give(Appended(page.entries, head_lsn, nonce))
 
     def _catalog(self) -> Catalog:
         connection = open_source(self._paths, read_only=True)

@@ -27,6 +27,7 @@ from cdchub.capture.connection import (
     translated,
 )
 from cdchub.capture.driver import BadStatement, Busy
+from cdchub.capture.handover import Handover
 from cdchub.capture.history import begin_history, break_in_history, continue_history
 from cdchub.capture.mending import Finding, Mender
 from cdchub.capture.outbox import LSN, NONCE, TIMESTAMP, Anchor, HistoryBroken
@@ -73,7 +74,7 @@ class Tailer:
         self._config = capture = config.capture
         self._deliver = deliver
         self._stop = threading.Event()
-        self._handover = threading.BoundedSemaphore(capture.handover_batches)
+        self._handover = Handover(deliver, self._stop, capture)
         self._thread = threading.Thread(target=self._run, name="cdchub-tailer")
         self.counters = CaptureCounters()
         self._wake = Wake(paths.wal, poll_s=capture.poll_s)
@@ -130,7 +131,7 @@ class Tailer:
 
     def accepted(self) -> None:
         """The loop has taken one delivery of changes."""
-        self._handover.release()
+        self._handover.accepted()
 
     @property
     def alive(self) -> bool:
@@ -271,11 +272,7 @@ class Tailer:
         self.counters.batches += 1
         self.counters.last_commit_ms = last[TIMESTAMP]
         self._upkeep.log_dirty = True
-        while not self._handover.acquire(timeout=self._config.safety_look_s):
-            if self._stop.is_set():
-                # The loop is gone; what is in the log will be read from there.
-                return
-        self._deliver(Appended(entries, batch.head_lsn, last[NONCE]))
+        self._handover.give(Appended(entries, batch.head_lsn, last[NONCE]))
 
     # Schema and history.
 

@@ -15,6 +15,7 @@ from hashlib import blake2b
 
 import msgspec
 
+from cdchub.change import keyed_row
 from cdchub.client import Client
 from cdchub.errors import CheckFailed
 from cdchub.position import Position, parse_position
@@ -25,16 +26,6 @@ _EVERY_S = 5.0
 
 _DIGEST_BYTES = 16
 _MODULUS = 1 << 8 * _DIGEST_BYTES
-
-
-class _Change(msgspec.Struct):
-    lsn: int
-    table: str
-    key: msgspec.Raw
-    newValue: msgspec.Raw
-
-
-_decoder = msgspec.json.Decoder(_Change)
 
 
 @dataclass(slots=True)
@@ -73,15 +64,14 @@ class StreamState:
             self._digests.pop(table, None)
 
     def apply(self, data: bytes) -> None:
-        change = _decoder.decode(data)
+        change = keyed_row(data)
         rows, digest = self._rows[change.table], self._digests[change.table]
-        key, row = bytes(change.key), bytes(change.newValue)
-        before = rows.pop(key, None)
+        before = rows.pop(change.key, None)
         if before is not None:
             digest.add(before, -1)
-        if row != b"null":
-            rows[key] = _hash(row)
-            digest.add(rows[key])
+        if change.row is not None:
+            rows[change.key] = _hash(change.row)
+            digest.add(rows[change.key])
 
     def digest(self, table: str) -> Digest:
         return self._digests[table]
@@ -94,10 +84,6 @@ class Mark:
     table: str
     position: Position
     digest: Digest
-
-
-def lsn_of(data: bytes) -> int:
-    return _decoder.decode(data).lsn
 
 
 class Checker:
@@ -124,7 +110,7 @@ class Checker:
                 data = event.data.encode()
                 if self._marks:
                     # What is marked is the state before this change.
-                    self._compare(upto=lsn_of(data) - 1)
+                    self._compare(upto=keyed_row(data).lsn - 1)
                 self._state.apply(data)
             case "snapshot" | "reset":
                 self._state.forget(msgspec.json.decode(event.data)["tables"])

@@ -14,12 +14,11 @@ from dataclasses import dataclass, field
 from itertools import groupby, islice
 from pathlib import Path
 
-import msgspec
-
 from cdchub.capture.connection import source_paths
 from cdchub.capture.outbox import Anchor
 from cdchub.capture.snapshot import SnapshotStale, Spool, take_snapshot
 from cdchub.catalog import Selection, SnapshotFormat
+from cdchub.change import keyed_row
 from cdchub.cli.rebuild import Files
 from cdchub.errors import NotVerifiable
 from cdchub.log import Replica
@@ -30,15 +29,6 @@ _BATCH_ROWS = 500
 # Differences of one table that are shown; the rest is counted.
 _SHOWN_MAX = 20
 _SHOWN_CHARS_MAX = 200
-
-
-class _Row(msgspec.Struct):
-    table: str
-    key: msgspec.Raw
-    newValue: msgspec.Raw
-
-
-_decoder = msgspec.json.Decoder(_Row)
 
 
 @dataclass(slots=True)
@@ -108,17 +98,16 @@ def compare(replica: Replica, spool: Spool) -> Report:
     report = Report(unknown=[table for table in spool.tables if not replica.knows(table)])
     unknown = set(report.unknown)
     spool.file.seek(0)
-    rows = (_decoder.decode(line) for line in spool.file)
+    rows = (keyed_row(line) for line in spool.file)
     for table, of_table in groupby(rows, key=lambda row: row.table):
         while table not in unknown and (batch := list(islice(of_table, _BATCH_ROWS))):
-            keys = [bytes(row.key) for row in batch]
-            held = replica.take(table, keys)
-            for key, row in zip(keys, batch, strict=True):
-                log, live = held.get(key), bytes(row.newValue)
-                if log == live:
+            held = replica.take(table, [row.key for row in batch])
+            for row in batch:
+                log = held.get(row.key)
+                if log == row.row:
                     report.agree[table] += 1
                 else:
-                    report.difference(table, key, log=log, live=live)
+                    report.difference(table, row.key, log=log, live=row.row)
     for table in replica.schemas:
         for key, log in replica.rows(table):
             report.difference(table, key, log=log, live=None)

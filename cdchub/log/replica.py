@@ -16,22 +16,16 @@ from collections.abc import Iterable, Iterator, Sequence
 import msgspec
 
 from cdchub.catalog import TableSchema
-from cdchub.change import ChangeType, Entry
+from cdchub.change import ChangeType, Entry, keyed_row
 
 # Applied in one go: large enough that the cost per statement vanishes, small enough for memory.
 _BATCH_ROWS = 2_000
-
-
-class _KeyAndRow(msgspec.Struct):
-    key: msgspec.Raw
-    newValue: msgspec.Raw
 
 
 class _Note(msgspec.Struct):
     schema: TableSchema | None = None
 
 
-_change_decoder = msgspec.json.Decoder(_KeyAndRow)
 _note_decoder = msgspec.json.Decoder(_Note)
 
 
@@ -85,9 +79,8 @@ class Replica:
         self._db.execute("DELETE FROM rows WHERE tbl = ?", (table,))
 
     def _put(self, table: str, line: bytes) -> None:
-        change = _change_decoder.decode(line)
-        row = bytes(change.newValue)
-        self._pending[table, bytes(change.key)] = None if row == b"null" else row
+        change = keyed_row(line)
+        self._pending[table, change.key] = change.row
         if len(self._pending) >= _BATCH_ROWS:
             self._flush()
 
