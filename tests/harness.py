@@ -330,3 +330,37 @@ class Stream:
 
 def quote(text: str) -> str:
     return urllib.parse.quote(text, safe="")
+
+
+def has_base(hub: HubProcess) -> bool:
+    return hub.get("/cdc/status").json()["log"]["baseLsn"] is not None
+
+
+def verified(database: Path) -> None:
+    done = cdchub("verify", database)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def beside(database: Path, suffix: str) -> Path:
+    return database.with_name(database.name + suffix)
+
+
+def one_line(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    """It has failed, and says why in one line."""
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+def write_without_triggers(database: Path, *statements: str) -> None:
+    """Runs statements on a connection on which triggers are switched off, in another process."""
+    script = (
+        "import apsw, sys\n"
+        "db = apsw.Connection(sys.argv[1])\n"
+        "db.set_busy_timeout(30_000)\n"
+        "db.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0)\n"
+        "for sql in sys.argv[2:]: db.execute(sql)\n"
+        "db.close()"
+    )
+    subprocess.run([sys.executable, "-c", script, database, *statements], check=True, timeout=60)

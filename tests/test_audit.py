@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,21 +12,8 @@ from cdchub import Hub
 from cdchub.capture.mending import Finding
 from cdchub.capture.source import Source
 from cdchub.config import BaseConfig, CaptureConfig, Config
-from tests.harness import PATIENCE_S, run_sql
+from tests.harness import PATIENCE_S, run_sql, write_without_triggers
 from tests.test_hub import until
-
-ESCAPE = """
-import apsw, sys
-db = apsw.Connection(sys.argv[1])
-db.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0)
-db.execute(sys.argv[2])
-db.close()
-"""
-
-
-def escape(database: Path, sql: str) -> None:
-    """Runs a statement with triggers switched off, in a process of its own."""
-    subprocess.run([sys.executable, "-c", ESCAPE, database, sql], check=True)
 
 
 def config(**capture: float) -> Config:
@@ -50,7 +35,7 @@ async def test_rows_that_escaped_are_brought_up(
     async with Hub(database, config=config()) as hub:
         async with contextlib.aclosing(hub.subscribe("todos")) as changes:
             await audited(hub)
-            escape(
+            write_without_triggers(
                 database,
                 "INSERT INTO todos(id) VALUES ('a'), ('b'); DELETE FROM todos WHERE id = 'old'",
             )
@@ -78,7 +63,7 @@ async def test_a_later_base_hides_nothing(database: Path) -> None:
             await audited(hub)
             # The next audit comes only when there is a base that has what escaped.
             tailer._auditor._due_s = float("inf")
-            escape(database, "DELETE FROM todos WHERE id = 'a'")
+            write_without_triggers(database, "DELETE FROM todos WHERE id = 'a'")
             taken = hub.status()["log"]["basesTaken"]
             run_sql(database, *["UPDATE todos SET completed = completed + 1"] * 20)
             await until(lambda: hub.status()["log"]["basesTaken"] > taken, "another base")
@@ -105,7 +90,7 @@ async def test_a_busy_source_hides_nothing(database: Path) -> None:
             return found[-1]
 
         tailer._mender.compare = interrupted  # type: ignore[method-assign]
-        escape(database, "DELETE FROM todos WHERE id = 'a'")
+        write_without_triggers(database, "DELETE FROM todos WHERE id = 'a'")
         await until(lambda: hub.status()["capture"]["auditsFailed"], "the audit to find it later")
         assert found[0] is Finding.UNDER_WAY
 
@@ -114,7 +99,7 @@ async def test_what_can_not_be_compared_is_told_and_nothing_is_reset(database: P
     without = Config(capture=config().capture, base=BaseConfig(enabled=False))
     async with Hub(database, config=without) as hub:
         await audited(hub)
-        escape(database, "INSERT INTO todos(id) VALUES ('a')")
+        write_without_triggers(database, "INSERT INTO todos(id) VALUES ('a')")
         await until(lambda: hub.status()["capture"]["warnings"], "a warning")
         capture = hub.status()["capture"]
         assert "`cdchub verify` tells" in capture["warnings"][-1]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import HubProcess, cdchub, make_database, run_sql, wait_for
+from tests.harness import HubProcess, cdchub, make_database, run_sql, wait_for, write_without_triggers
 
 ROWS = 200
 
@@ -30,19 +30,6 @@ def captured(tmp_path: Path) -> Path:
     )
     assert cdchub("init", database).returncode == 0
     return database
-
-
-def bypass(database: Path, *statements: str) -> None:
-    """Writes with triggers switched off, in another process."""
-    script = (
-        "import apsw, sys\n"
-        "db = apsw.Connection(sys.argv[1])\n"
-        "db.set_busy_timeout(30_000)\n"
-        "db.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0)\n"
-        "for sql in sys.argv[2:]: db.execute(sql)\n"
-        "db.close()"
-    )
-    subprocess.run([sys.executable, "-c", script, database, *statements], check=True, timeout=60)
 
 
 def agrees(database: Path) -> str:
@@ -170,7 +157,7 @@ PLANTED = {
 
 @pytest.mark.parametrize("served", [False, True])
 def test_each_difference_is_shown(captured: Path, served: bool) -> None:
-    bypass(captured, *PLANTED)
+    write_without_triggers(captured, *PLANTED)
     if served:
         with HubProcess(captured) as hub:
             run_sql(captured, "INSERT INTO t VALUES (9, 'seen', 90)")
@@ -183,15 +170,15 @@ def test_each_difference_is_shown(captured: Path, served: bool) -> None:
 
 
 def test_one_difference_is_enough(captured: Path) -> None:
-    bypass(captured, "UPDATE keyless SET a = 'same' WHERE a = 1")
+    write_without_triggers(captured, "UPDATE keyless SET a = 'same' WHERE a = 1")
     assert len(differs(captured)) == 2
-    bypass(captured, "UPDATE keyless SET a = 1 WHERE a = 'same'")
+    write_without_triggers(captured, "UPDATE keyless SET a = 1 WHERE a = 'same'")
     agrees(captured)
 
 
 def test_many_differences_are_counted(captured: Path) -> None:
     numbers = f"WITH RECURSIVE n(i) AS (SELECT 10 UNION ALL SELECT i + 1 FROM n WHERE i < {ROWS + 9})"
-    bypass(
+    write_without_triggers(
         captured,
         f"INSERT INTO t {numbers} SELECT i, hex(zeroblob(500)), 0 FROM n",
         "DELETE FROM keyless",
@@ -233,7 +220,7 @@ def test_it_writes_nothing(captured: Path) -> None:
     before = contents(captured.parent)
     agrees(captured)
     assert contents(captured.parent) == before
-    bypass(captured, "DELETE FROM t WHERE id = 1")
+    write_without_triggers(captured, "DELETE FROM t WHERE id = 1")
     before = contents(captured.parent)
     differs(captured)
     assert contents(captured.parent) == before

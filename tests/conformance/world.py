@@ -26,10 +26,10 @@ import apsw
 from cdchub.capture.choice import Choice, TableChoice
 from cdchub.capture.table import Shape, quote
 from cdchub.catalog import Selection
-from cdchub.change import NOTES, transaction_mark
 from cdchub.log import LogReader
 from cdchub.log.protocol import Cursor
-from loadtest.rows import Rows, Table, from_wire, key_from_wire, row_problems
+from loadtest.rows import Rows, Table, from_wire, key_from_wire
+from tests.conformance.checks import check_transactions, check_updates, compare
 from tests.conformance.hubs import FileHub, Hub, Logs, MemoryHub, head_of
 from tests.conformance.programs import BASE, CHECK, JOIN, LOOK, PRUNE, READ, Program, name_of
 from tests.conformance.rivals import AfterTriggers, HookOracle, disagreements
@@ -279,7 +279,7 @@ class _World:
             assert rows[0] == rows[1], f"capture changed {shape.name}: {rows[0]} and not {rows[1]}"
         for subscriber in self._subscribers:
             subscriber.go_on()
-            _compare(subscriber.name, subscriber.held(), self._expected(subscriber, present))
+            compare(subscriber.name, subscriber.held(), self._expected(subscriber, present))
         self._level()
 
     def _present(self, db: Any) -> Rows:
@@ -304,8 +304,8 @@ class _World:
         """What holds at the end of the whole program."""
         everything = self._everything
         for subscriber in self._subscribers:
-            _check_updates(subscriber)
-        _check_transactions(everything, self._hub.ends)
+            check_updates(subscriber)
+        check_transactions(everything, self._hub.ends)
         self._check_replica(everything.held())
         tally = self._tally
         tally.changes = len(everything.changes)
@@ -335,11 +335,11 @@ class _World:
                 for key, row in replica.rows(table):
                     values = {name: from_wire(value) for name, value in json.loads(row).items()}
                     rows[key_from_wire(json.loads(key))] = values
-                _compare("the log's replay", {table: rows}, {table: held.get(table, {})})
+                compare("the log's replay", {table: rows}, {table: held.get(table, {})})
                 with closing(self._connect(":memory:")) as empty:
                     empty.execute(f"PRAGMA encoding = '{self._program.encoding}'")
                     again = rebuilt(empty, schema, self._indexes(table), rows)
-                _compare("an empty database", {table: again}, {table: rows})
+                compare("an empty database", {table: again}, {table: rows})
         finally:
             replica.close()
 
@@ -366,41 +366,3 @@ class _World:
             if rival.replayed(self._start.get(table, {})) != present.get(table, {}):
                 return 1
         return 0
-
-
-def _compare(who: str, held: Rows, expected: Rows) -> None:
-    problems = row_problems(held, expected)
-    assert not problems, f"{who} holds otherwise:\n" + "\n".join(problems)
-
-
-def _check_updates(subscriber: Subscriber) -> None:
-    """Each change says which row it is about, and an UPDATE is about one row."""
-    for change in subscriber.changes:
-        key, old, new = change["key"], change["oldValue"], change["newValue"]
-        assert change["type"] in ("INSERT", "UPDATE", "DELETE"), change
-        assert (old is None) == (change["type"] == "INSERT"), change
-        assert (new is None) == (change["type"] == "DELETE"), change
-        for row in (old, new):
-            for name, value in key.items():
-                # The rowid stands in a key beside the columns, one of which may be called so.
-                if row is not None and name != "rowid":
-                    same = from_wire(row[name]) == from_wire(value)
-                    zero = value == 0.0 and row[name] == 0.0 and isinstance(row[name], float)
-                    assert same or zero, f"another row than its key says: {change}"
-
-
-def _check_transactions(subscriber: Subscriber, ends: list[int]) -> None:
-    """No LSN is missing; a transaction is contiguous, and ends with its one commit, where a commit
-    of the writer's ended."""
-    lsn = 0
-    txid = None
-    for entry in subscriber.entries:
-        assert entry.lsn == lsn + 1, f"LSN {lsn + 1} is missing"
-        lsn = entry.lsn
-        number, commit = transaction_mark(entry.data)
-        assert number == (lsn if txid is None else txid), f"LSN {lsn} has txid {number}, not {txid}"
-        txid = None if commit else number
-        assert not commit or lsn in ends, f"LSN {lsn} is no end of a commit, they are {ends}"
-        noted = entry.type in NOTES
-        assert noted or json.loads(entry.data)["lsn"] == lsn
-    assert txid is None, f"the transaction {txid} has no end"
