@@ -12,7 +12,7 @@ from typing import Any
 
 import apsw
 
-from cdchub.capture.table import Shape, quote
+from cdchub.capture.table import Grade, Shape, quote
 from loadtest.rows import Key, Row, Table, Typed
 from tests.conformance.tables import read_exact, rowid_name, wire_key
 
@@ -53,8 +53,13 @@ class AfterTriggers:
                 f" VALUES (julianday(), {', '.join(values)}); END"
             )
 
+        if shape.strict and shape.grade is Grade.FULL:
+            connection.execute(
+                f"CREATE TRIGGER {sink}_BEFORE BEFORE INSERT ON {quote(shape.name)} BEGIN SELECT 1; END"
+            )
+
     def remove(self) -> None:
-        for event in ("INSERT", "UPDATE", "DELETE"):
+        for event in ("INSERT", "UPDATE", "DELETE", "BEFORE"):
             self._connection.execute(f"DROP TRIGGER IF EXISTS {self._sink}_{event}")
         self._connection.execute(f"DROP TABLE {self._sink}")
 
