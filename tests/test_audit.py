@@ -12,7 +12,7 @@ from cdchub import Hub
 from cdchub.capture.mending import Finding
 from cdchub.capture.source import Source
 from cdchub.config import BaseConfig, CaptureConfig, Config
-from tests.harness import PATIENCE_S, run_sql, write_without_triggers
+from tests.harness import PATIENCE_S, make_database, run_sql, write_without_triggers
 from tests.test_hub import until
 
 
@@ -25,6 +25,7 @@ async def audited(hub: Hub) -> None:
     tailer = hub._capturing._tailer
     assert tailer is not None
     tailer._auditor._rows.clear()
+    tailer._auditor._due_s = 0.0
     await until(lambda: tailer._auditor._rows, "an audit")
 
 
@@ -137,3 +138,29 @@ async def test_triggers_that_only_add_up_differently_are_no_alarm(database: Path
         await audited(hub)
         capture = hub.status()["capture"]
         assert (capture["auditsFailed"], capture["breaks"]) == (0, 0)
+
+
+async def test_rows_that_replace_removed_under_a_passing_index_are_told_of(tmp_path: Path) -> None:
+    """Nobody saw the index: it came and went in one transaction, and the triggers don't know it."""
+    database = make_database(tmp_path / "app.db", "CREATE TABLE t(id INTEGER PRIMARY KEY, v)")
+    run_sql(database, "INSERT INTO t VALUES (1, 'a'), (2, 'b')")
+    async with Hub(database, config=Config(capture=CaptureConfig(safety_look_s=0.05))) as hub:
+        async with contextlib.aclosing(hub.subscribe("t")) as changes:
+            await audited(hub)
+            run_sql(
+                database,
+                "BEGIN",
+                "CREATE UNIQUE INDEX passing ON t(v)",
+                "UPDATE OR REPLACE t SET v = 'c'",
+                "DROP INDEX passing",
+                "COMMIT",
+            )
+            rows = {1: "a", 2: "b"}
+            async with asyncio.timeout(PATIENCE_S):
+                while rows != {2: "c"}:
+                    change = await anext(changes)
+                    key = change["key"]["id"]
+                    if change["newValue"] is None:
+                        rows.pop(key, None)
+                    else:
+                        rows[key] = change["newValue"]["v"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from cdchub.capture import install
@@ -44,7 +44,8 @@ class Auditor:
 
     def __init__(self, config: CaptureConfig) -> None:
         self._config = config
-        self._due_s = time.monotonic() + config.audit_every_s
+        # The first one counts what there is, to compare the next one with.
+        self._due_s = 0.0
         self._queue: list[int] = []
         self._rows: dict[int, int] = {}
         self._net: Counter[int] = Counter()
@@ -53,11 +54,14 @@ class Auditor:
     def busy(self) -> bool:
         return bool(self._queue)
 
-    def begin(self) -> None:
-        """The history, or what is captured, is another: what was counted before says nothing."""
+    def begin(self, kept: Collection[int] = ()) -> None:
+        """The history, or what is captured, is another: what was counted before says nothing, but of
+        the tables that are captured as before. Those are audited soon: under a unique index that came
+        and went unseen, REPLACE removes rows that no trigger tells of."""
         self._queue.clear()
-        self._rows.clear()
-        self._net.clear()
+        self._rows = {table_id: rows for table_id, rows in self._rows.items() if table_id in kept}
+        self._net = Counter({table_id: net for table_id, net in self._net.items() if table_id in kept})
+        self._due_s = 0.0
 
     def captured(self, rows: Sequence[OutboxRow]) -> None:
         """Takes note of rows that were carried into the log."""

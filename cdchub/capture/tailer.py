@@ -307,11 +307,12 @@ class Tailer:
         outcome = self._mender.reconcile(self._source, strict=strict, escaped=escaped)
         if outcome is not None:
             self._take(outcome)
+        # A table whose shape is another now has another id.
+        self._auditor.begin(self._source.captured.active)
         self._deliver(SchemaChanged(self._source.captured.catalog()))
 
     def _take(self, outcome: install.Outcome) -> None:
         self._source.take(outcome.captured)
-        self._auditor.begin()
         told = outcome.told
         self.counters.breaks += len(told.broken)
         self.counters.differences += sum(told.differences.values())
@@ -384,6 +385,7 @@ class Tailer:
             self.counters.epochs_started += 1
             self._log_state = self._log.state()
             self._take(outcome)
+            self._auditor.begin()
         else:
             mend = continue_history(source, self._log, self._bases, self._choice, strict=first)
             self._log_state = self._log.state()
