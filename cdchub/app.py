@@ -44,7 +44,7 @@ def create_app(hub: Hub, *, drains: bool = False, embedded: bool = False) -> Sta
     )
     todos = views.TodoApi(hub.writer, config.http, catalog=lambda: hub.core.present.catalog)
     cdc = [
-        Route("/stream", StreamEndpoint(hub.core, config.stream, drains=drains).open),
+        Route("/stream", StreamEndpoint(hub.core, config.stream, drains=drains), methods=["GET"]),
         Route("/changes", endpoints.changes),
         Route("/snapshot", endpoints.snapshot),
         Route("/tables", endpoints.tables),

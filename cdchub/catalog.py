@@ -6,14 +6,16 @@ A catalog is immutable; capture replaces it whole when the schema changes.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
+from typing import Protocol
 
 import msgspec
 
 from cdchub.change import SqliteValue
-from cdchub.errors import MissingTable, NoRoomColumn, UnknownTable
+from cdchub.errors import BadFilter, MissingTable, NoRoomColumn, UnknownColumn, UnknownTable
+from cdchub.filter import Condition, parse_columns, parse_filter
 
 
 class Affinity(Enum):
@@ -72,6 +74,10 @@ class TableInfo:
     columns: tuple[ColumnInfo, ...]
     room: str | None
 
+    def column(self, name: str) -> ColumnInfo | None:
+        folded = fold_name(name)
+        return next((column for column in self.columns if fold_name(column.name) == folded), None)
+
     def room_literal(self, text: str) -> SqliteValue:
         column = next(column for column in self.columns if column.name == self.room)
         return column.literal(text)
@@ -101,11 +107,25 @@ class Selection:
     """What one subscription is about: which tables, and in which room.
 
     `tables` is None for `*`, which also means tables that don't exist yet. `room` binds only tables
-    that have a room column; the others are sent whole (INTERFACE §3).
+    that have a room column, `conditions` and `columns` those that they name; the others are sent
+    whole (INTERFACE §3). `columns` are by table, key columns among them.
     """
 
     tables: tuple[str, ...] | None
     room: str | None = None
+    conditions: tuple[Condition, ...] = ()
+    columns: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    def only(self, tables: Sequence[str]) -> Selection:
+        """The same of some tables."""
+        return replace(self, tables=tuple(sorted(tables)))
+
+    def columns_of(self, table: str) -> tuple[str, ...] | None:
+        """The columns that are wanted of a table; None for all."""
+        return next((columns for name, columns in self.columns if name == table), None)
+
+    def conditions_of(self, table: str) -> list[Condition]:
+        return [condition for condition in self.conditions if condition.table == table]
 
 
 class SnapshotFormat(Enum):
@@ -114,6 +134,14 @@ class SnapshotFormat(Enum):
     CHANGES = "changes"  # SNAPSHOT changes, one JSON object a line
     ROWS = "rows"  # rows, one JSON object a line
     CSV = "csv"  # a header row and records as RFC 4180 has them
+
+
+class Query(Protocol):
+    """The parameters of a URL."""
+
+    def get(self, key: str, /) -> str | None: ...
+
+    def getlist(self, key: str, /) -> list[str]: ...
 
 
 class Catalog:
@@ -143,25 +171,85 @@ class Catalog:
             for name in ([value] if fold_name(value) in self._by_name else value.split(","))
         ]
 
-    def select(self, names: Sequence[str], room: str | None) -> Selection:
-        """The selection that `?table=…&room=…` asks for.
+    def asked_for(self, query: Query) -> Selection:
+        """The selection of a request's parameters. Raises what `select` does."""
+        return self.select(
+            self.names(query.getlist("table")),
+            query.get("room"),
+            filters=query.getlist("filter"),
+            columns=query.getlist("columns"),
+        )
 
-        Raises `MissingTable`, `UnknownTable` or `NoRoomColumn`.
+    def select(
+        self,
+        names: Sequence[str],
+        room: str | None,
+        *,
+        filters: Sequence[str] = (),
+        columns: Sequence[str] = (),
+    ) -> Selection:
+        """The selection that `?table=…&room=…&filter=…&columns=…` asks for.
+
+        Raises `MissingTable`, `UnknownTable`, `NoRoomColumn`, `BadFilter` or `UnknownColumn`.
         """
         wanted = [name for name in names if name]
         if not wanted:
             raise MissingTable
         tables = None if "*" in wanted else tuple(sorted({self.find(name).name for name in wanted}))
         selection = Selection(tables, room)
-        if room is not None and all(table.room is None for table in self.chosen(selection)):
+        chosen = self.chosen(selection)
+        if room is not None and all(table.room is None for table in chosen):
             raise NoRoomColumn(wanted)
-        return selection
+        if len(filters) > _CONDITIONS_MAX:
+            raise BadFilter(filters[_CONDITIONS_MAX], 0, f"is one more than {_CONDITIONS_MAX}")
+        # Sorted, so that equal requests share a feed however they are written.
+        conditions = {self._condition(text, chosen) for text in filters}
+        return replace(
+            selection,
+            conditions=tuple(sorted(conditions, key=repr)),
+            columns=self._columns(columns, chosen),
+        )
+
+    def _condition(self, text: str, chosen: Sequence[TableInfo]) -> Condition:
+        parsed = parse_filter(text)
+        table, column = _column(parsed.names, text, chosen)
+        return Condition(table.name, column.name, parsed.operator, parsed.texts)
+
+    def _columns(
+        self, texts: Sequence[str], chosen: Sequence[TableInfo]
+    ) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """By table, the columns that `?columns=a,b` or `?columns=t.a,t.b` asks for, and the key's."""
+        wanted: dict[str, set[str]] = {}
+        for text in texts:
+            for names in parse_columns(text):
+                table, column = _column(names, text, chosen)
+                wanted.setdefault(table.name, set(table.key)).add(column.name)
+        return tuple(
+            (table.name, tuple(c.name for c in table.columns if c.name in wanted[table.name]))
+            for table in chosen
+            if table.name in wanted
+        )
 
     def chosen(self, selection: Selection) -> list[TableInfo]:
         """The captured tables that `selection` covers now."""
         if selection.tables is None:
             return list(self.tables)
         return [self._by_name[fold_name(n)] for n in selection.tables if fold_name(n) in self._by_name]
+
+    def bound(
+        self, selection: Selection, table: str
+    ) -> list[tuple[Condition, Callable[[str], SqliteValue]]]:
+        """A selection's conditions on one table, each with its column's conversion of literals. A
+        column that is gone holds nothing, and converts nothing."""
+        conditions = selection.conditions_of(table)
+        known = [info for info in [*self.gone, *self.tables] if info.name == table]
+        return [
+            (
+                condition,
+                column.literal if known and (column := known[-1].column(condition.column)) else str,
+            )
+            for condition in conditions
+        ]
 
     def room_columns(self, selection: Selection) -> dict[str, tuple[str, SqliteValue]]:
         """Like `rooms`, with the name of the room column."""
@@ -182,6 +270,26 @@ class Catalog:
             for table in [*gone, *self.chosen(selection)]
             if table.room is not None
         }
+
+
+# Each is looked at for every change of its table.
+_CONDITIONS_MAX = 20
+
+
+def _column(
+    names: Sequence[str], text: str, chosen: Sequence[TableInfo]
+) -> tuple[TableInfo, ColumnInfo]:
+    """What `column` or `table.column` names. Raises `BadFilter` or `UnknownColumn`."""
+    if len(names) == 1 and len(chosen) != 1:
+        raise BadFilter(text, 0, "needs a table here (table.column), as there are several")
+    tables = {fold_name(table.name): table for table in chosen}
+    table = chosen[0] if len(names) == 1 else tables.get(fold_name(names[0]))
+    if table is None:
+        raise BadFilter(text, 0, f"names {names[0][:80]!r}, which is none of the tables asked for")
+    column = table.column(names[-1])
+    if column is None:
+        raise UnknownColumn(names[-1], table.name, [each.name for each in table.columns])
+    return table, column
 
 
 def fold_name(name: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from base64 import b64decode, b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -39,6 +39,7 @@ class InvalidText(bytes):
 # What SQLite can store, as Python sees it.
 SqliteValue = None | int | float | str | bytes
 WireValue = None | int | float | str | dict[str, str]
+WireRow = Mapping[str, WireValue]
 
 
 # What stands in the log for its own use, and is no change that a subscriber sees.
@@ -92,8 +93,8 @@ class WireNote(msgspec.Struct, omit_defaults=True):
     schema: msgspec.Raw | None = None
 
 
-class _RawChange(msgspec.Struct):
-    """A change whose values are left as JSON text: for rewriting only what is around them."""
+class RawChange(msgspec.Struct, omit_defaults=True):
+    """A change whose rows are left as JSON text: for rewriting only what is around them."""
 
     lsn: int
     type: str
@@ -104,6 +105,12 @@ class _RawChange(msgspec.Struct):
     timestamp: int
     txid: int
     commit: bool
+    conflated: bool = False
+
+
+class _RawKey(msgspec.Struct):
+    table: str
+    key: msgspec.Raw
 
 
 class _RawKeyedRow(msgspec.Struct):
@@ -134,10 +141,18 @@ class _NewRow(msgspec.Struct):
     newValue: dict[str, Any] | None
 
 
+class _BothRows(msgspec.Struct):
+    oldValue: dict[str, Any] | None
+    newValue: dict[str, Any] | None
+
+
 _encoder = msgspec.json.Encoder()
 _row_decoder = msgspec.json.Decoder(_NewRow)
-_raw_decoder = msgspec.json.Decoder(_RawChange)
+_raw_decoder = msgspec.json.Decoder(RawChange)
+_members_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_rows_decoder = msgspec.json.Decoder(_BothRows)
 _keyed_decoder = msgspec.json.Decoder(_RawKeyedRow)
+_key_decoder = msgspec.json.Decoder(_RawKey)
 _mark_decoder = msgspec.json.Decoder(_TransactionMark)
 _NULL = msgspec.Raw(b"null")
 
@@ -244,20 +259,51 @@ def new_value(data: bytes, column: str) -> SqliteValue:
     return from_wire(row.get(column))
 
 
-def moved_in(data: bytes) -> bytes:
-    """An UPDATE as the INSERT that it is for a view which the row has just entered."""
+def rewritten(data: bytes, type: ChangeType, columns: Container[str] | None) -> bytes:
+    """A change as a view sees it: an UPDATE that a row enters it by is an INSERT, one that it leaves
+    by a DELETE. `columns`: only these of its rows."""
     change = _raw_decoder.decode(data)
-    change.type = ChangeType.INSERT.name
+    change.type = type.name
+    if type is ChangeType.INSERT:
+        change.oldValue = _NULL
+    elif type is ChangeType.DELETE:
+        change.newValue = _NULL
+    if columns is not None:
+        change.oldValue = only_columns(change.oldValue, columns)
+        change.newValue = only_columns(change.newValue, columns)
+    return _encoder.encode(change)
+
+
+def as_conflated(data: bytes) -> bytes:
+    """A change that stands for all earlier ones of its key: what the row was is left out."""
+    change = _raw_decoder.decode(data)
     change.oldValue = _NULL
+    change.conflated = True
     return _encoder.encode(change)
 
 
-def moved_out(data: bytes) -> bytes:
-    """An UPDATE as the DELETE that it is for a view which the row has just left."""
-    change = _raw_decoder.decode(data)
-    change.type = ChangeType.DELETE.name
-    change.newValue = _NULL
-    return _encoder.encode(change)
+def key_of(data: bytes) -> tuple[str, bytes]:
+    """The table and the key of a change; keys are equal when their bytes are."""
+    change = _key_decoder.decode(data)
+    return change.table, bytes(change.key)
+
+
+def only_columns(row: msgspec.Raw, columns: Container[str]) -> msgspec.Raw:
+    """A row, a JSON object or null, with only these members."""
+    if row == _NULL:
+        return row
+    members = _members_decoder.decode(row)
+    return msgspec.Raw(_encoder.encode({n: v for n, v in members.items() if n in columns}))
+
+
+def both_rows(data: bytes) -> tuple[WireRow | None, WireRow | None]:
+    """`oldValue` and `newValue` of a change; their values are as on the wire."""
+    rows = _rows_decoder.decode(data)
+    return rows.oldValue, rows.newValue
+
+
+def raw_change(data: bytes) -> RawChange:
+    return _raw_decoder.decode(data)
 
 
 def keyed_row(data: bytes) -> KeyedRow:

@@ -80,13 +80,27 @@ class StreamConfig:
     buffer_bytes_max: int = 256 * 2**10
     # A transport that takes nothing for so long is given up; its client knows its position.
     stall_s: float = 60.0
-    page_rows: int = 500
+    page_rows: int = 1_000
     page_bytes: int = 256 * 2**10
+    # Recent changes as frames, kept for a crowd that comes back at once; see `fanout.framed`.
+    framed_bytes_max: int = 16 * 2**20
+    # A reader with conflate=1 holds so much of the backlog while it is boiled down.
+    conflate_bytes_max: int = 4 * 2**20
+    # Pages that those who catch up write in one iteration of the loop, some 0.1 ms each: what comes
+    # between two live rounds.
+    turns_per_iteration: int = 16
+    # What one round carries; a subscriber that keeps up must never be full after one.
+    round_bytes_max: int = 64 * 2**10
+    # Writes in one iteration of the loop, some 5 µs each.
+    slice_writes: int = 500
+    # The longest pause between rounds while the loop is nearly full.
+    tick_s: float = 0.005
     # A position that this node has not reached yet waits so long before it counts as ahead.
     ahead_wait_s: float = 10.0
     # `since=beginning` waits so long for the base snapshot of a history that has just begun.
     base_wait_s: float = 30.0
-    subscribers_max: int = 10_000
+    # Some 2 KiB each; where the process may have fewer descriptors, those are the bound.
+    subscribers_max: int = 50_000
     # Open streams end spread over this window at shutdown.
     drain_s: float = 3.0
 

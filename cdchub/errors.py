@@ -10,7 +10,8 @@
     │   ├── NoBase · NotVerifiable · CheckFailed · MigrationFailed
     │   └── TableRefused · NotCaptured
     ├── RequestError             a peer's mistake; carries an HTTP status and a stable `code`
-    │   ├── MissingTable · UnknownTable · NoRoomColumn · BadPosition · NotImplementedYet
+    │   ├── MissingTable · UnknownTable · UnknownColumn · NoRoomColumn · NotImplementedYet
+    │   ├── BadPosition · BadFilter
     │   ├── NotFound · MethodNotAllowed · Unauthorized · Forbidden · PayloadTooLarge
     │   ├── ValidationFailed · ConstraintViolation
     │   ├── PositionGone         410: `position_expired`, `epoch_changed`, …: take a snapshot
@@ -176,6 +177,29 @@ class NoRoomColumn(RequestError):
             f"none of {', '.join(tables)} has a room column; "
             "name one with `cdchub serve --table T:room=COLUMN`"
         )
+
+
+class UnknownColumn(RequestError):
+    code = "unknown_column"
+    title = "Unknown column"
+
+    def __init__(self, column: str, where: str, known: Sequence[str]) -> None:
+        names = ", ".join(known[:20]) or "none"
+        super().__init__(f"no captured column of {where} is called {column[:80]!r}; there are {names}")
+
+
+class BadFilter(RequestError):
+    """`at` is the place of the first character that can't be read, from 0."""
+
+    code = "bad_filter"
+    title = "Malformed filter"
+
+    def __init__(self, text: str, at: int, why: str) -> None:
+        shown = f"{text[max(0, at - 40) : at]}\N{RIGHTWARDS ARROW}{text[at : at + 40]}"
+        super().__init__(
+            f"the filter {why}, at character {at + 1}: {shown}", fields={"filter": text, "at": at}
+        )
+        self.at = at
 
 
 class BadPosition(RequestError):

@@ -138,7 +138,6 @@ class Hub:
         self._exclusive = exclusive
         self._started_s = time.monotonic()
         self._running: asyncio.Task[None] | None = None
-        self._fault: str | None = None
         self._local_framer = LocalFramer()
 
     async def __aenter__(self) -> Hub:
@@ -215,7 +214,7 @@ class Hub:
     async def _changes(
         self, selection: Selection, start: Start, *, snapshot: bool
     ) -> AsyncIterator[dict[str, Any]]:
-        sink = BufferSink()
+        sink = BufferSink(self.config.stream.buffer_bytes_max)
         subscriber = self.core.subscribe(
             selection, self._local_framer, sink, start, snapshot=snapshot, transport="local"
         )
@@ -311,12 +310,7 @@ class Hub:
 
     def _accept(self, delivery: Delivery) -> None:
         if self._running is not None and not self._running.done():
-            try:
-                self.core.accept(delivery)
-            except Exception as fault:
-                # What capture delivers must fit; if it doesn't, somebody has to know.
-                self._fault = f"a delivery could not be taken: {fault}"
-                logger.exception("fan-out has a fault, restart the hub: %s", fault)
+            self.core.accept(delivery)
         elif isinstance(delivery, Appended):
             self._capturing.accepted()
 
@@ -333,9 +327,7 @@ class Hub:
         """Why changes are not delivered now, or None while all is well."""
         if self._running is not None and self._running.done():
             return "fan-out has ended"
-        if self._fault is not None:
-            return self._fault
-        return self._capturing.failing
+        return self.core.fault or self._capturing.failing
 
     def status(self) -> dict[str, object]:
         """What `/cdc/status` says: names in the style of the wire, times in milliseconds."""

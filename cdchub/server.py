@@ -1,4 +1,7 @@
-"""The listener: a bound socket, uvicorn around the app, and an orderly end.
+"""The listener: a bound socket, uvicorn around the app, bounds on what peers may do, an orderly end.
+
+Streams take their connections over (`handover`), so what stays with uvicorn are requests. The kernel
+bounds what a stream's reader can hold: unsent bytes, and how long a reader may take nothing.
 
 At SIGTERM or SIGINT new streams are refused and open ones end spread over the drain window, each
 with its position, so that their clients come back spread out too. A second signal ends at once.
@@ -9,15 +12,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import signal
 import socket
+import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
 
 import uvicorn
 
 from cdchub.app import create_app
 from cdchub.config import HttpConfig
 from cdchub.errors import StartError
+from cdchub.fanout import Core
+from cdchub.handover import HandOverProtocol
 from cdchub.hub import Hub
 
 logger = logging.getLogger("cdchub")
@@ -25,6 +34,17 @@ logger = logging.getLogger("cdchub")
 # Requests that are no streams get so long to finish after the streams have ended.
 _FINISH_S = 5
 _TICK_S = 1.0
+_BACKLOG_MAX = 2_048
+# What the hub's own files and snapshots need; and connections beyond the streams, for other requests
+# and for saying no politely.
+_DESCRIPTORS_KEPT = 128
+_REQUESTS_KEPT = 64
+_DESCRIPTORS_MAX = 1_000_000
+# The head of a request, cookies and all (nginx takes 32 KiB), and how long it may take to come.
+_HEAD_BYTES_MAX = 64 * 2**10
+_HEAD_S_MAX = 15.0
+_TCP_NOTSENT_LOWAT = 25
+_UNSENT_BYTES_MAX = 64 * 2**10
 
 
 class PortUnavailable(StartError):
@@ -32,8 +52,11 @@ class PortUnavailable(StartError):
         super().__init__(f"can't listen on {host}:{port}: {why}; choose with --host and --port")
 
 
-def bind(config: HttpConfig) -> socket.socket:
-    """A listening socket, bound before anything else is touched. Raises `PortUnavailable`."""
+def bind(config: HttpConfig, *, stall_s: float) -> socket.socket:
+    """A listening socket, bound before anything else is touched. Raises `PortUnavailable`.
+
+    A peer that takes nothing for `stall_s` is cut off.
+    """
     try:
         infos = socket.getaddrinfo(
             config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -43,7 +66,8 @@ def bind(config: HttpConfig) -> socket.socket:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
-            listener.listen(2_048)
+            _bound_peers(listener, stall_s=stall_s)
+            listener.listen(_backlog())
         except BaseException:
             listener.close()
             raise
@@ -52,12 +76,94 @@ def bind(config: HttpConfig) -> socket.socket:
     return listener
 
 
+def _bound_peers(listener: socket.socket, *, stall_s: float) -> None:
+    """Bounds what a peer that does not read can hold in the kernel; connections inherit it (Linux).
+
+    The send buffer grows to megabytes by itself. TCP_NOTSENT_LOWAT bounds the part that is not on its
+    way, and leaves a fast reader far away its window. TCP_USER_TIMEOUT (RFC 5482) ends a connection
+    whose bytes nobody takes: a peer that is gone, and one that is stopped.
+    """
+    if sys.platform == "linux":
+        # Not in Python's socket module; from linux/tcp.h.
+        listener.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _UNSENT_BYTES_MAX)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(stall_s * 1000))
+
+
 def url_of(listener: socket.socket) -> str:
     """Where a browser on this machine finds the listener."""
     host, port = listener.getsockname()[:2]
     if host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
         host = "localhost"
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _descriptors_max() -> int:
+    """How many descriptors this process may have; it asks for as many as it can get."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard if hard != resource.RLIM_INFINITY else _DESCRIPTORS_MAX
+
+
+def _backlog() -> int:
+    """Connections that wait to be accepted: all of them may come in one iteration of the loop."""
+    return min(_BACKLOG_MAX, _descriptors_max() // 8)
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What all connections of a listener may take. `outcomes` counts who met a bound."""
+
+    core: Core
+    connections_max: int
+
+
+class _BoundedProtocol(HandOverProtocol):
+    """uvicorn's protocol with bounds on the head of a request, which it has none for."""
+
+    bounds: ClassVar[Bounds]
+    # When the head of a request began, or the connection; None while a request is served.
+    waiting_since_s: float | None = None
+    _head_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.waiting_since_s = self.loop.time()
+        core = self.bounds.core
+        if len(self.connections) + core.subscriber_count > self.bounds.connections_max:
+            self._refuse("connections_full", 503, b"Service Unavailable", b"retry-after: 5\r\n")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._head_bytes = 0
+        self.waiting_since_s = self.loop.time()
+
+    def on_headers_complete(self) -> None:
+        self.waiting_since_s = None
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        if self.waiting_since_s is not None:
+            self._head_bytes += len(data)
+            if self._head_bytes > _HEAD_BYTES_MAX:
+                self._refuse("head_too_large", 431, b"Request Header Fields Too Large")
+                return
+        super().data_received(data)
+
+    def look(self, now_s: float) -> None:
+        """Called once a second."""
+        since_s = self.waiting_since_s
+        if since_s is not None and now_s - since_s > _HEAD_S_MAX:
+            self._refuse("head_too_slow", 408, b"Request Timeout")
+
+    def _refuse(self, outcome: str, status: int, reason: bytes, headers: bytes = b"") -> None:
+        self.bounds.core.outcomes[outcome] += 1
+        self.waiting_since_s = None
+        self.transport.write(
+            b"HTTP/1.1 %d %s\r\n%scontent-length: 0\r\nconnection: close\r\n\r\n"
+            % (status, reason, headers)
+        )
+        self.transport.close()
 
 
 class _Server(uvicorn.Server):
@@ -74,7 +180,11 @@ class _Server(uvicorn.Server):
     async def main_loop(self) -> None:
         # uvicorn looks for its exit flag ten times a second, which is most of what an idle hub
         # does. Ours is an event; the one tick a second keeps the Date header right.
+        loop = asyncio.get_running_loop()
         while not await self.on_tick(0):
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, _BoundedProtocol):
+                    connection.look(loop.time())
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_TICK_S):
                     await self._exit.wait()
@@ -86,10 +196,18 @@ class _Server(uvicorn.Server):
 
 async def serve(hub: Hub, listener: socket.socket) -> None:
     """Serves a running hub until a signal ends it."""
+
+    most = max(1, _descriptors_max() - _DESCRIPTORS_KEPT - _backlog())
+    hub.core.subscribers_max = min(hub.core.subscribers_max, max(1, most - _REQUESTS_KEPT))
+
+    class Protocol(_BoundedProtocol):
+        bounds = Bounds(hub.core, connections_max=most)
+
     server = _Server(
         uvicorn.Config(
             create_app(hub, drains=True),
-            http="httptools",
+            http=Protocol,
+            backlog=_backlog(),
             ws="none",
             lifespan="off",
             log_config=None,

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "cdchub"
 
-WORDS = {"version", "errors", "position", "change", "catalog", "config"}
+WORDS = {"version", "errors", "position", "change", "filter", "catalog", "config"}
 
 # For each part, the parts (or single modules) of ours that it may import. `log.protocol` stands for
 # what capture and fan-out may know of the log; `capture` is known to its composition only.
@@ -23,7 +23,8 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "position": {"errors"},
     "change": set(),
-    "catalog": {"errors", "change"},
+    "filter": {"errors", "change"},
+    "catalog": {"errors", "change", "filter"},
     "config": {"errors"},
     "log": WORDS,
     "capture": WORDS | {"log.protocol"},
@@ -37,7 +38,8 @@ ALLOWED: dict[str, set[str]] = {
     "capturing": WORDS | {"capture", "log", "following"},
     "hub": WORDS | {"capture", "log", "fanout", "spools", "following", "capturing", "app"},
     "app": WORDS | {"hub", "fanout", "http", "sse", "ws", "views"},
-    "server": WORDS | {"app", "hub"},
+    "handover": {"fanout"},
+    "server": WORDS | {"app", "fanout", "handover", "hub"},
     "client": WORDS | {"sse"},
     "cli": WORDS | {"capture", "log", "fanout", "sse", "http", "views", "hub", "server", "client"},
 }
@@ -48,12 +50,17 @@ PUBLIC = {
     "cdchub.capture": set(),
     "cdchub.cli": {"main"},
     "cdchub.fanout": {
+        "EXTENSION",
         "BufferSink",
         "Core",
+        "EntryRows",
         "Feed",
+        "Format",
         "Framer",
         "FromBase",
         "Gone",
+        "HandOver",
+        "Item",
         "LocalFramer",
         "LogPages",
         "Matcher",
@@ -63,7 +70,9 @@ PUBLIC = {
         "Snapshots",
         "Start",
         "Subscriber",
+        "TransportSink",
         "View",
+        "encode",
         "lines_of",
         "resolve",
     },

@@ -144,23 +144,23 @@ async def test_rows_that_replace_removed_under_a_passing_index_are_told_of(tmp_p
     """Nobody saw the index: it came and went in one transaction, and the triggers don't know it."""
     database = make_database(tmp_path / "app.db", "CREATE TABLE t(id INTEGER PRIMARY KEY, v)")
     run_sql(database, "INSERT INTO t VALUES (1, 'a'), (2, 'b')")
-    async with Hub(database, config=Config(capture=CaptureConfig(safety_look_s=0.05))) as hub:
-        async with contextlib.aclosing(hub.subscribe("t")) as changes:
-            await audited(hub)
-            run_sql(
-                database,
-                "BEGIN",
-                "CREATE UNIQUE INDEX passing ON t(v)",
-                "UPDATE OR REPLACE t SET v = 'c'",
-                "DROP INDEX passing",
-                "COMMIT",
-            )
-            rows = {1: "a", 2: "b"}
-            async with asyncio.timeout(PATIENCE_S):
-                while rows != {2: "c"}:
-                    change = await anext(changes)
-                    key = change["key"]["id"]
-                    if change["newValue"] is None:
-                        rows.pop(key, None)
-                    else:
-                        rows[key] = change["newValue"]["v"]
+    quick = Config(capture=CaptureConfig(safety_look_s=0.05))
+    async with Hub(database, config=quick) as hub, contextlib.aclosing(hub.subscribe("t")) as changes:
+        await audited(hub)
+        run_sql(
+            database,
+            "BEGIN",
+            "CREATE UNIQUE INDEX passing ON t(v)",
+            "UPDATE OR REPLACE t SET v = 'c'",
+            "DROP INDEX passing",
+            "COMMIT",
+        )
+        rows = {1: "a", 2: "b"}
+        async with asyncio.timeout(PATIENCE_S):
+            while rows != {2: "c"}:
+                change = await anext(changes)
+                key = change["key"]["id"]
+                if change["newValue"] is None:
+                    rows.pop(key, None)
+                else:
+                    rows[key] = change["newValue"]["v"]

@@ -31,7 +31,7 @@ from cdchub.capture.wake import Wake
 from cdchub.catalog import Selection, SnapshotFormat
 from cdchub.change import ChangeType, Entry
 from cdchub.errors import NotCaptured, StartError
-from cdchub.fanout import Gone, Matcher, View, resolve
+from cdchub.fanout import EntryRows, Gone, Matcher, View, resolve
 from cdchub.log import LogReader
 from cdchub.log.protocol import Cursor, Expired, LogState
 from cdchub.position import Beginning, Now, Since
@@ -255,5 +255,5 @@ class Follower:
             if entry.type is ChangeType.BREAK:
                 if self._matcher.covers(entry.table):
                     yield Note(f"reset: table {entry.table} changed (schema)")
-            elif (data := self._matcher.data(entry)) is not None:
+            elif (data := self._matcher.data(EntryRows(entry))) is not None:
                 yield data

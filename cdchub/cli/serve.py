@@ -36,12 +36,12 @@ def run(options: argparse.Namespace) -> int:
     )
     if options.command == "demo":
         config = Config(http=HttpConfig(port=options.port)).checked()
-        listener = bind(config.http)
+        listener = bind(config.http, stall_s=config.stream.stall_s)
         create_demo(Path(DEMO_DATABASE))
         hub = Hub(DEMO_DATABASE, driver="apsw", config=config, exclusive=True)
     else:
         config = serve_config(options)
-        listener = bind(config.http)
+        listener = bind(config.http, stall_s=config.stream.stall_s)
         hub = Hub(
             options.database,
             choice=choice_from(options),

@@ -15,45 +15,20 @@ from collections.abc import Callable, Sequence
 from cdchub.catalog import Selection
 from cdchub.change import ChangeType, Entry
 from cdchub.config import StreamConfig
-from cdchub.fanout.feed import Feed, FrameOnce
-from cdchub.fanout.ports import Sink, Snapshots, SnapshotStream
+from cdchub.fanout.conflation import Conflation, batched
+from cdchub.fanout.framed import FramedRing
+from cdchub.fanout.ports import Snapshots, SnapshotStream
 from cdchub.fanout.present import Present
-from cdchub.fanout.subscriber import (
-    AwaitLog,
-    FromBase,
-    GoLive,
-    Gone,
-    SubscriberEvent,
-    SubscriberState,
-    next_state,
-    next_step,
-)
-from cdchub.log.protocol import Cursor, Narrowing
+from cdchub.fanout.seam import AwaitLog, FromBase, GoLive, Gone, ReadLog, ReadRing, next_step
+from cdchub.fanout.subscriber import Subscriber
+from cdchub.fanout.turnstile import Turnstile
+from cdchub.log.protocol import Cursor, Narrowing, Page
+from cdchub.position import Epoch
 
 logger = logging.getLogger("cdchub.fanout")
 
 
 Start = Cursor | Gone | FromBase | None
-
-
-class Subscriber:
-    """One stream. `cursor` is its place unless it is live; then its place is the head."""
-
-    def __init__(self, feed: Feed, sink: Sink, *, snapshot: bool, transport: str) -> None:
-        self.feed = feed
-        self.sink = sink
-        self.snapshot = snapshot
-        self.transport = transport
-        self.state = SubscriberState.CATCHING_UP
-        self.cursor = Cursor(0, 0)
-        # False between a snapshot's (or its reset's) first event and its last row.
-        self.has_position = False
-        self.told_caught_up = False
-        self.epoch_breaks = 0
-        self.task: asyncio.Task[None] | None = None
-
-    def on(self, event: SubscriberEvent) -> None:
-        self.state = next_state(self.state, event)
 
 
 class StreamEnded(Exception):
@@ -65,132 +40,188 @@ class StreamEnded(Exception):
 
 
 class CatchUp:
-    """One run from where a subscriber is to the head. `run` returns there, without awaiting since."""
+    """Shared by all who catch up; each run is one subscriber's. `run` returns at the head, without
+    having awaited since it saw that."""
 
     def __init__(
         self,
-        subscriber: Subscriber,
         present: Present,
         snapshots: Snapshots,
         config: StreamConfig,
         *,
-        outcomes: Counter[str],
+        framed: FramedRing,
+        turnstile: Turnstile,
         retry_ms: Callable[[], int],
     ) -> None:
-        self._subscriber = subscriber
         self._present = present
         self._snapshots = snapshots
         self._config = config
-        self._outcomes = outcomes
+        self._framed = framed
+        self._turnstile = turnstile
         self._retry_ms = retry_ms
-        self._await_until_s: float | None = None
+        self.outcomes: Counter[str] = Counter()
 
-    async def run(self, start: Start) -> None:
+    def begin_at_head(self, subscriber: Subscriber) -> None:
+        """For one that begins where the head is, and has nothing to catch up with."""
+        subscriber.cursor = self._present.cursor
+        subscriber.has_position = True
+        self._tell_caught_up(subscriber)
+
+    async def run(self, subscriber: Subscriber, start: Start) -> None:
         """From a cursor or the base; after a reset; or (None) with a snapshot.
 
         Raises `StreamEnded`.
         """
-        subscriber = self._subscriber
         match start:
             case Cursor():
                 subscriber.cursor = start
                 subscriber.has_position = True
             case Gone(reason):
-                await self._reset(reason)
+                await self._reset(subscriber, reason)
             case FromBase():
-                await self._send_base()
+                await self._send_base(subscriber)
             case None:
-                await self._send_snapshot(subscriber.feed.selection)
+                await self._send_snapshot(subscriber, subscriber.feed.selection)
         while True:
-            await self._room_to_write()
+            await self._room_to_write(subscriber)
             match next_step(subscriber.cursor, self._present.view):
                 case GoLive():
-                    self._tell_caught_up()
+                    self._tell_caught_up(subscriber)
                     return
                 case AwaitLog():
-                    await self._await_log()
+                    await self._await_log(subscriber)
                 case Gone(reason):
-                    await self._reset(reason)
-                case _:
-                    await self._send_page()
+                    await self._reset(subscriber, reason)
+                case ReadRing() | ReadLog() if subscriber.conflate:
+                    await self._send_conflated(subscriber)
+                case ReadRing():
+                    await self._send_recent(subscriber)
+                case ReadLog():
+                    await self._send_page(subscriber)
 
-    def _tell_caught_up(self) -> None:
-        subscriber = self._subscriber
+    def _tell_caught_up(self, subscriber: Subscriber) -> None:
         if not subscriber.told_caught_up:
             subscriber.told_caught_up = True
             subscriber.sink.write(subscriber.feed.framer.caught_up(self._present.head))
 
-    async def _room_to_write(self) -> None:
-        """Waits until the transport has taken what it holds. Raises `StreamEnded` at a stall."""
-        if self._subscriber.sink.buffered_bytes == 0:
-            return
-        try:
-            async with asyncio.timeout(self._config.stall_s):
-                await self._subscriber.sink.drained()
-        except TimeoutError:
-            logger.info("a reader took nothing for %g s and is closed", self._config.stall_s)
-            raise StreamEnded("stalled") from None
+    async def _room_to_write(self, subscriber: Subscriber) -> None:
+        """Waits for the subscriber's turn, and until its transport has taken most of what it holds.
 
-    async def _await_log(self) -> None:
+        Raises `StreamEnded` where it takes nothing for too long.
+        """
+        sink = subscriber.sink
+        while sink.is_full:
+            held_bytes = sink.buffered_bytes
+            try:
+                async with asyncio.timeout(self._config.stall_s):
+                    await sink.drained()
+            except TimeoutError:
+                if sink.buffered_bytes < held_bytes:
+                    continue
+                position = self._present.position(subscriber.cursor)
+                logger.info(
+                    "a reader took nothing for %g s and is cut off at %s",
+                    self._config.stall_s,
+                    position,
+                )
+                raise StreamEnded("stalled") from None
+        await self._turnstile.turn()
+
+    async def _await_log(self, subscriber: Subscriber) -> None:
         """Waits for a log that is about to reach the cursor. Where the source itself has not got so
         far, the position counts as ahead in the end."""
-        view = self._present.view
-        if self._subscriber.cursor.lsn <= view.source_head_lsn:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._config.ahead_wait_s):
+        until_s = asyncio.get_running_loop().time() + self._config.ahead_wait_s
+        try:
+            async with asyncio.timeout_at(until_s):
+                while isinstance(next_step(subscriber.cursor, self._present.view), AwaitLog):
                     await self._present.moved()
-            return
-        loop = asyncio.get_running_loop()
-        if self._await_until_s is None:
-            self._await_until_s = loop.time() + self._config.ahead_wait_s
-        if loop.time() >= self._await_until_s:
-            self._await_until_s = None
-            await self._reset("ahead")
-            return
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(self._await_until_s):
-                await self._present.moved()
+        except TimeoutError:
+            if subscriber.cursor.lsn > self._present.view.source_head_lsn:
+                await self._reset(subscriber, "ahead")
 
     # Replay.
 
-    async def _send_page(self) -> None:
-        subscriber = self._subscriber
-        epoch = subscriber.cursor.epoch
+    async def _send_recent(self, subscriber: Subscriber) -> None:
+        found = self._framed.after(subscriber.feed, subscriber.cursor.lsn)
+        if found is None:
+            # A break is near: entry by entry.
+            await self._send_page(subscriber)
+            return
+        data, upto = found
+        if data:
+            subscriber.sink.write(data)
+        subscriber.cursor = Cursor(subscriber.cursor.epoch, upto)
+
+    async def _send_page(self, subscriber: Subscriber) -> None:
+        page = await self._page(subscriber)
+        if page is None:
+            return
+        entries, broken = self._upto_break(subscriber, page.entries)
+        epoch = self._epoch(subscriber)
+        # Written, and noted in the same step, so that no heartbeat runs ahead.
+        items = subscriber.feed.matcher.items(entries)
+        if items:
+            subscriber.sink.write(b"".join(subscriber.feed.frames(epoch, items)))
+        if broken is None:
+            subscriber.cursor = Cursor(subscriber.cursor.epoch, page.scanned_to)
+        else:
+            subscriber.cursor = Cursor(subscriber.cursor.epoch, broken.lsn)
+            await self._reset(subscriber, "schema", table=broken.table)
+
+    async def _send_conflated(self, subscriber: Subscriber) -> None:
+        """The last state of each key up to the head or a break, as far as memory allows."""
+        held = Conflation(bytes_max=self._config.conflate_bytes_max)
+        place, broken = subscriber.cursor, None
+        while not (held.is_full or broken) and place.lsn < self._present.end_of(place):
+            page = await self._page(subscriber, place)
+            if page is None:
+                return
+            entries, broken = self._upto_break(subscriber, page.entries)
+            held.add(subscriber.feed.matcher.items(entries))
+            place = Cursor(place.epoch, page.scanned_to if broken is None else broken.lsn)
+        epoch = self._epoch(subscriber)
+        for part in batched(held.take(), self._config.page_rows):
+            subscriber.sink.write(b"".join(subscriber.feed.frames(epoch, part)))
+            subscriber.cursor = Cursor(place.epoch, part[-1][0])
+            await self._room_to_write(subscriber)
+        subscriber.cursor = place
+        if broken is not None:
+            await self._reset(subscriber, "schema", table=broken.table)
+
+    async def _page(self, subscriber: Subscriber, after: Cursor | None = None) -> Page | None:
+        """What follows a cursor, by default the subscriber's own; None after a reset instead."""
         page = await self._present.page(
-            subscriber.cursor,
+            after or subscriber.cursor,
             subscriber.feed.matcher.narrowing(),
             rows_max=self._config.page_rows,
             bytes_max=self._config.page_bytes,
         )
         if isinstance(page, Gone):
-            await self._reset(page.reason)
-            return
-        covers = subscriber.feed.matcher.covers
-        for place, entry in enumerate(page.entries):
-            if entry.type is ChangeType.BREAK and covers(entry.table):
-                self._write_entries(page.entries[: place + 1])
-                await self._reset("schema", table=entry.table)
-                return
-        self._write_entries(page.entries)
-        subscriber.cursor = Cursor(epoch, page.scanned_to)
+            await self._reset(subscriber, page.reason)
+            return None
+        return page
 
-    def _write_entries(self, entries: Sequence[Entry]) -> None:
-        """Writes what matches, and notes it in the same step, so that no heartbeat runs ahead."""
-        subscriber = self._subscriber
+    def _upto_break(
+        self, subscriber: Subscriber, entries: Sequence[Entry]
+    ) -> tuple[Sequence[Entry], Entry | None]:
+        """The entries before the first break of a covered table, and that break."""
+        covers = subscriber.feed.matcher.covers
+        for place, entry in enumerate(entries):
+            if entry.type is ChangeType.BREAK and covers(entry.table):
+                return entries[:place], entry
+        return entries, None
+
+    def _epoch(self, subscriber: Subscriber) -> Epoch:
+        """The epoch that the subscriber's cursor is in. Raises `StreamEnded` where it is forgotten."""
         info = self._present.view.log.by_number(subscriber.cursor.epoch)
         if info is None:
             raise StreamEnded("epoch_expired")
-        data = subscriber.feed.frames(entries, FrameOnce(info.position))
-        if data:
-            subscriber.sink.write(data)
-        if entries:
-            subscriber.cursor = Cursor(subscriber.cursor.epoch, entries[-1].lsn)
+        return info.epoch
 
     # Breaks.
 
-    async def _reset(self, reason: str, table: str | None = None) -> None:
+    async def _reset(self, subscriber: Subscriber, reason: str, table: str | None = None) -> None:
         """Tells of a break, once, and goes on behind it: from the present, or with a snapshot."""
-        subscriber = self._subscriber
         if reason == "epoch":
             subscriber.epoch_breaks += 1
             if subscriber.epoch_breaks > 1:
@@ -200,17 +231,18 @@ class CatchUp:
         selection = subscriber.feed.selection
         if table is None:
             subscriber.cursor = self._present.cursor
-            self._tell_reset(reason, [t.name for t in self._present.catalog.chosen(selection)])
+            self._tell_reset(
+                subscriber, reason, [t.name for t in self._present.catalog.chosen(selection)]
+            )
         else:
-            self._tell_reset(reason, [table])
-            selection = Selection((table,), selection.room)
+            self._tell_reset(subscriber, reason, [table])
+            selection = selection.only([table])
         subscriber.has_position = True
         if subscriber.snapshot:
-            await self._send_snapshot(selection, after_break=table is not None)
+            await self._send_snapshot(subscriber, selection, after_break=table is not None)
 
-    def _tell_reset(self, reason: str, tables: Sequence[str]) -> None:
-        subscriber = self._subscriber
-        self._outcomes[f"reset_{reason}"] += 1
+    def _tell_reset(self, subscriber: Subscriber, reason: str, tables: Sequence[str]) -> None:
+        self.outcomes[f"reset_{reason}"] += 1
         subscriber.told_caught_up = False
         position = self._present.position(subscriber.cursor)
         if position is None:
@@ -227,9 +259,8 @@ class CatchUp:
 
     # Snapshots.
 
-    async def _send_base(self) -> None:
+    async def _send_base(self, subscriber: Subscriber) -> None:
         """Sends the log's base snapshot; without one, its changes from the oldest on."""
-        subscriber = self._subscriber
         with contextlib.suppress(TimeoutError):
             # A new history's base is still being read.
             async with asyncio.timeout(self._config.base_wait_s):
@@ -239,12 +270,13 @@ class CatchUp:
             subscriber.cursor = self._present.beginning
         else:
             async with self._snapshots.open_base(subscriber.feed.selection) as base:
-                await self._send_rows(subscriber.feed.selection, base)
+                await self._send_rows(subscriber, subscriber.feed.selection, base)
         subscriber.has_position = True
 
-    async def _send_snapshot(self, selection: Selection, *, after_break: bool = False) -> None:
+    async def _send_snapshot(
+        self, subscriber: Subscriber, selection: Selection, *, after_break: bool = False
+    ) -> None:
         """Sends the present rows of `selection`, which may be some of the subscription's tables."""
-        subscriber = self._subscriber
         subscriber.has_position = False
         partial, sent = selection != subscriber.feed.selection, False
         while not sent:
@@ -255,41 +287,40 @@ class CatchUp:
                 if partial:
                     if snapshot.cursor.epoch != subscriber.cursor.epoch:
                         # Another history began meanwhile: some tables alone won't do any more.
-                        await self._reset("epoch")
+                        await self._reset(subscriber, "epoch")
                         return
-                    broken = await self._send_others(selection, snapshot.cursor.lsn)
+                    broken = await self._send_others(subscriber, selection, snapshot.cursor.lsn)
                 if broken is None:
-                    await self._send_rows(selection, snapshot)
+                    await self._send_rows(subscriber, selection, snapshot)
                     sent = True
                 else:
                     # Another table broke before this snapshot: it joins in a newer one.
-                    self._tell_reset("schema", [broken])
-                    tables = {*(selection.tables or ()), broken}
-                    selection = Selection(tuple(sorted(tables)), selection.room)
+                    self._tell_reset(subscriber, "schema", [broken])
+                    selection = selection.only([*(selection.tables or ()), broken])
         subscriber.has_position = True
 
-    async def _send_rows(self, selection: Selection, snapshot: SnapshotStream) -> None:
-        subscriber, framer = self._subscriber, self._subscriber.feed.framer
+    async def _send_rows(
+        self, subscriber: Subscriber, selection: Selection, snapshot: SnapshotStream
+    ) -> None:
+        feed, framer = subscriber.feed, subscriber.feed.framer
         position = self._present.position(snapshot.cursor)
         if position is None:
             raise StreamEnded("epoch_expired")
         tables = selection.tables or snapshot.tables
         subscriber.sink.write(framer.snapshot_begin(position, tables))
         async for lines in snapshot.lines():
-            subscriber.sink.write(framer.snapshot_rows(lines))
-            await self._room_to_write()
+            await self._room_to_write(subscriber)
+            subscriber.sink.write(feed.snapshot_rows(position.epoch, lines))
         subscriber.sink.write(framer.snapshot_end(position))
         subscriber.cursor = snapshot.cursor
         self._present.saw(snapshot.cursor)
 
-    async def _send_others(self, but: Selection, upto: int) -> str | None:
+    async def _send_others(self, subscriber: Subscriber, but: Selection, upto: int) -> str | None:
         """The changes up to a snapshot of the tables that it does not cover, without positions.
 
         Stops at the break of such a table, and returns its name.
         """
-        subscriber = self._subscriber
-        matcher, framer = subscriber.feed.matcher, subscriber.feed.framer
-        without = set(but.tables or ())
+        feed, without = subscriber.feed, set(but.tables or ())
         while subscriber.cursor.lsn < upto:
             page = await self._present.page(
                 subscriber.cursor,
@@ -303,17 +334,15 @@ class CatchUp:
                 async with asyncio.timeout(self._config.ahead_wait_s):
                     await self._present.moved()
                 continue
-            for entry in page.entries:
-                if entry.lsn > upto:
-                    break
-                subscriber.cursor = Cursor(subscriber.cursor.epoch, entry.lsn)
-                if entry.table in without or not matcher.covers(entry.table):
-                    continue
-                if entry.type is ChangeType.BREAK:
-                    return entry.table
-                data = matcher.data(entry)
-                if data is not None:
-                    subscriber.sink.write(framer.change_without_position(data))
-            subscriber.cursor = Cursor(subscriber.cursor.epoch, min(page.scanned_to, upto))
-            await self._room_to_write()
+            wanted = [e for e in page.entries if e.lsn <= upto and e.table not in without]
+            others, broken = self._upto_break(subscriber, wanted)
+            changes = [data for _, data in feed.matcher.items(others)]
+            if changes:
+                epoch = self._epoch(subscriber)
+                subscriber.sink.write(feed.changes_without_position(epoch, changes))
+            reached = min(page.scanned_to, upto) if broken is None else broken.lsn
+            subscriber.cursor = Cursor(subscriber.cursor.epoch, reached)
+            if broken is not None:
+                return broken.table
+            await self._room_to_write(subscriber)
         return None

@@ -1,11 +1,11 @@
 """Fan-out: deliveries from capture come in, rounds of bytes go out to the live subscribers.
 
-Every subscriber that is not live has one task, which brings it to the head and then ends; live ones
-have none. A subscriber whose transport is full leaves the live set and has a task again, so a slow
-reader costs a bounded number of bytes and never holds anybody up.
+Live subscribers have no task, queue or timer: one wheel beats for all. Every other one has a task,
+which brings it to the head and then ends. A subscriber whose transport is full leaves the live set
+and has a task again, so a slow reader costs a bounded number of bytes and never holds anybody up.
 
-Everything here runs on one loop, so state changes only between awaits; see `subscriber` for the
-seam. What it does *not* do: read the source, or know a wire format.
+Everything here runs on one loop, so state changes only between awaits; see `seam`. What it does
+*not* do: read the source, or know a wire format.
 """
 
 from __future__ import annotations
@@ -16,21 +16,30 @@ import logging
 import random
 import secrets
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from functools import partial
 
 from cdchub.catalog import Selection
-from cdchub.change import ChangeType, Entry
 from cdchub.config import StreamConfig
 from cdchub.errors import CdchubError, Overloaded
-from cdchub.fanout.catchup import CatchUp, Start, StreamEnded, Subscriber
-from cdchub.fanout.feed import Feed, FrameOnce, Framer
+from cdchub.fanout.catchup import CatchUp, Start, StreamEnded
+from cdchub.fanout.encoding import Format
+from cdchub.fanout.feed import Feed, Framer
+from cdchub.fanout.feeds import Feeds
 from cdchub.fanout.ports import Sink, Snapshots
 from cdchub.fanout.present import Present
-from cdchub.fanout.subscriber import SubscriberEvent, SubscriberState
-from cdchub.log.protocol import Appended, Cursor, Delivery, HistoryChanged, SchemaChanged
+from cdchub.fanout.rounds import Rounds
+from cdchub.fanout.subscriber import Subscriber, SubscriberEvent, SubscriberState
+from cdchub.fanout.turnstile import Turnstile
+from cdchub.log.protocol import Cursor, Delivery
 from cdchub.position import Position
 
 logger = logging.getLogger("cdchub.fanout")
+
+# Heartbeats are spread over so many ticks, so that ten thousand don't beat at once.
+_SLOTS = 16
+# At shutdown, what was written last has so long to leave.
+_LAST_BYTES_S = 0.2
 
 
 class Core:
@@ -45,106 +54,109 @@ class Core:
         """`taken` is called once for each `Appended` delivery that has been worked off."""
         self._config = config
         self.present = present
-        self._snapshots = snapshots
-        self._taken = taken
-        self._feeds: dict[tuple[int, Selection], Feed] = {}
-        self._live: dict[Feed, set[Subscriber]] = {}
-        self._others: set[Subscriber] = set()
+        self._feeds = feeds = Feeds(present, config)
+        self._rounds = Rounds(present, feeds, config, taken=taken, met_break=self._meet_break)
+        self._wheel: list[set[Subscriber]] = [set() for _ in range(_SLOTS)]
+        self._next_slot = 0
+        self.subscriber_count = 0
+        # A server that can carry fewer connections lowers it.
+        self.subscribers_max = config.subscribers_max
+        # Streams that have ended, while their last bytes are on their way.
+        self._ending: list[Sink] = []
         self._empty = asyncio.Event()
         self._empty.set()
         self._tasks: asyncio.TaskGroup | None = None
         self._random = random.Random()
+        self._catch_up = CatchUp(
+            present,
+            snapshots,
+            config,
+            framed=feeds.framed,
+            turnstile=Turnstile(config.turns_per_iteration),
+            retry_ms=self.retry_ms,
+        )
         self.draining = False
-        self.outcomes: Counter[str] = Counter()
 
     @property
-    def subscriber_count(self) -> int:
-        return len(self._others) + sum(map(len, self._live.values()))
+    def outcomes(self) -> Counter[str]:
+        return self._catch_up.outcomes
 
     def subscribers(self) -> list[Subscriber]:
-        return [sub for live in self._live.values() for sub in live] + list(self._others)
+        return [subscriber for slot in self._wheel for subscriber in slot]
 
     def retry_ms(self) -> int:
         """A reconnection time around the configured one, so that a crowd comes back spread out."""
         spread = self._config.retry_spread
         return int(self._config.retry_ms * self._random.uniform(1 - spread, 1 + spread))
 
-    # Deliveries from capture.
-
     def accept(self, delivery: Delivery) -> None:
         """Takes in what capture delivers, in order. Called on the loop."""
-        match delivery:
-            case Appended(entries, source_head_lsn, nonce):
-                try:
-                    self._round(entries, source_head_lsn, nonce)
-                finally:
-                    # Whatever went wrong with a round, capture must not wait for it for ever.
-                    self._taken()
-            case HistoryChanged():
-                before = self.present.cursor
-                if self.present.take_history(delivery):
-                    for feed in self._live:
-                        self._meet_break(feed, before)
-            case SchemaChanged(catalog):
-                self.present.catalog = catalog
-                for feed in self._feeds.values():
-                    feed.recatalog(catalog)
-        self.present.tell()
+        self._rounds.accept(delivery)
 
-    def _round(self, entries: Sequence[Entry], source_head_lsn: int, nonce: int | None) -> None:
-        before = self.present.cursor
-        self.present.append(entries, source_head_lsn=source_head_lsn, nonce=nonce)
-        if not any(self._live.values()):
-            return
-        touched = {entry.table for entry in entries}
-        broken = {entry.table for entry in entries if entry.type is ChangeType.BREAK}
-        epoch = self.present.view.log.present
-        frame = FrameOnce(epoch.position)
-        for feed, live in self._live.items():
-            covers = feed.matcher.covers
-            if not live or not any(covers(table) for table in touched):
-                continue
-            if any(covers(table) for table in broken):
-                self._meet_break(feed, before)
-            elif data := feed.frames(entries, frame):
-                self._write_to(live, data)
+    @property
+    def fault(self) -> str | None:
+        """What went wrong with a delivery, if anything ever did."""
+        return self._rounds.fault
 
     def _meet_break(self, feed: Feed, before: Cursor) -> None:
         """Breaks are rare, and told in one place only: where readers catch up."""
-        for subscriber in list(self._live[feed]):
+        for subscriber in list(feed.live):
             self._leave_live(subscriber, SubscriberEvent.MET_BREAK, before)
 
-    def _write_to(self, live: set[Subscriber], data: bytes) -> None:
-        full = []
-        for subscriber in live:
-            subscriber.sink.write(data)
-            if subscriber.sink.buffered_bytes > self._config.buffer_bytes_max:
-                full.append(subscriber)
-        for subscriber in full:
+    # What sinks tell.
+
+    def is_full(self, subscriber: Subscriber) -> None:
+        """Others than live ones look by themselves."""
+        if subscriber.state is SubscriberState.LIVE:
+            self._rounds.when_between(partial(self._fall_behind, subscriber))
+
+    def _fall_behind(self, subscriber: Subscriber) -> None:
+        if subscriber.state is SubscriberState.LIVE:
             self.outcomes["fell_behind"] += 1
             self._leave_live(subscriber, SubscriberEvent.FELL_BEHIND, self.present.cursor)
+
+    def is_lost(self, subscriber: Subscriber, outcome: str) -> None:
+        self.unsubscribe(subscriber, outcome)
 
     # Subscribing.
 
     async def run(self) -> None:
         """Owns every task of the fan-out until it is cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            self._tasks = tasks
-            while True:
-                await asyncio.sleep(self._config.heartbeat_s)
-                self.heartbeat()
+        slot = 0
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
+                while True:
+                    await asyncio.sleep(self._config.heartbeat_s / _SLOTS)
+                    slot = (slot + 1) % _SLOTS
+                    if self._wheel[slot]:
+                        self._rounds.when_between(partial(self._beat, self._wheel[slot]))
+                    self._forget_ended()
+        finally:
+            self._tasks = None
+            self._rounds.stop()
+            for subscriber in self.subscribers():
+                self.unsubscribe(subscriber, "ended")
+            for sink in self._ending:
+                sink.abort()
 
     def heartbeat(self) -> None:
         """Sends every subscriber its own cursor: the live ones share the head."""
+        self._rounds.when_between(partial(self._beat, self.subscribers()))
+
+    def _beat(self, subscribers: Iterable[Subscriber]) -> None:
         head = self.present.head
-        for feed, live in self._live.items():
-            if live:
-                self._write_to(live, feed.framer.heartbeat(head))
-        for subscriber in self._others:
-            # A transport that is full shows life when it drains; more bytes would not help it.
-            if subscriber.sink.buffered_bytes <= self._config.buffer_bytes_max:
-                beat = subscriber.feed.framer.heartbeat(self._position_of(subscriber))
+        shared: dict[Framer, bytes] = {}
+        for subscriber in list(subscribers):
+            framer = subscriber.feed.framer
+            if subscriber.state is SubscriberState.LIVE:
+                beat = shared.get(framer)
+                if beat is None:
+                    beat = shared[framer] = framer.heartbeat(head)
                 subscriber.sink.write(beat)
+            elif subscriber.state is not SubscriberState.CLOSED and not subscriber.sink.is_full:
+                # A transport that is full shows life when it drains; more bytes would not help it.
+                subscriber.sink.write(framer.heartbeat(self._position_of(subscriber)))
 
     def subscribe(
         self,
@@ -155,16 +167,35 @@ class Core:
         *,
         snapshot: bool,
         transport: str,
+        conflate: bool = False,
+        format: Format = Format.CDCHUB,
     ) -> Subscriber:
         """Begins a stream at a cursor or the base; after a reset (`Gone`); or with a snapshot (None).
 
         Raises `Overloaded` while the hub drains or has as many subscribers as it takes.
         """
         self.admit()
-        feed = self._join(selection, framer)
-        subscriber = Subscriber(feed, sink, snapshot=snapshot, transport=transport)
+        feed = self._feeds.join(selection, framer, format)
+        self._next_slot = (self._next_slot + 1) % _SLOTS
+        subscriber = Subscriber(
+            self,
+            feed,
+            sink,
+            slot=self._next_slot,
+            snapshot=snapshot,
+            conflate=conflate,
+            transport=transport,
+        )
+        self._wheel[subscriber.slot].add(subscriber)
+        self.subscriber_count += 1
+        self._empty.clear()
         self.outcomes["opened"] += 1
-        self._begin_catch_up(subscriber, start)
+        sink.listen(subscriber)
+        if start == self.present.cursor:
+            self._catch_up.begin_at_head(subscriber)
+            self._go_live(subscriber)
+        else:
+            self._begin_catch_up(subscriber, start)
         return subscriber
 
     def admit(self) -> None:
@@ -172,7 +203,7 @@ class Core:
         if self.draining:
             self.outcomes["refused_draining"] += 1
             raise Overloaded("the hub is shutting down; come back in a moment")
-        if self.subscriber_count >= self._config.subscribers_max:
+        if self.subscriber_count >= self.subscribers_max:
             self.outcomes["refused_full"] += 1
             raise Overloaded("the hub has as many subscribers as it takes; try again later")
 
@@ -182,8 +213,18 @@ class Core:
             return
         subscriber.on(SubscriberEvent.CLOSED)
         self.outcomes[outcome] += 1
-        self._part(subscriber)
-        subscriber.sink.close()
+        subscriber.feed.live.pop(subscriber, None)
+        self._feeds.part(subscriber.feed)
+        self._wheel[subscriber.slot].discard(subscriber)
+        self.subscriber_count -= 1
+        if not self.subscriber_count:
+            self._empty.set()
+        if outcome == "stalled":
+            subscriber.sink.abort()
+        else:
+            subscriber.sink.close()
+            if subscriber.sink.buffered_bytes:
+                self._ending.append(subscriber.sink)
         task, subscriber.task = subscriber.task, None
         if task is not None and task is not asyncio.current_task():
             task.cancel()
@@ -202,65 +243,53 @@ class Core:
                 await self._empty.wait()
         for subscriber in self.subscribers():
             self._end_politely(subscriber)
+        self._forget_ended()
+        if self._ending:
+            await asyncio.sleep(_LAST_BYTES_S)
+        for sink in self._ending:
+            sink.abort()
 
     def _end_politely(self, subscriber: Subscriber) -> None:
-        if subscriber.state is not SubscriberState.CLOSED:
-            position = self._position_of(subscriber)
-            farewell = subscriber.feed.framer.closing(position, retry_ms=self.retry_ms())
-            subscriber.sink.write(farewell)
-            self.unsubscribe(subscriber, "drained")
+        def end() -> None:
+            if subscriber.state is not SubscriberState.CLOSED:
+                position = self._position_of(subscriber)
+                farewell = subscriber.feed.framer.closing(position, retry_ms=self.retry_ms())
+                subscriber.sink.write(farewell)
+                self.unsubscribe(subscriber, "drained")
+
+        self._rounds.when_between(end)
 
     def _position_of(self, subscriber: Subscriber) -> Position | None:
         if subscriber.state is SubscriberState.LIVE:
             return self.present.head
         return self.present.position(subscriber.cursor) if subscriber.has_position else None
 
-    # Feeds and sets.
+    def _forget_ended(self) -> None:
+        self._ending = [sink for sink in self._ending if sink.buffered_bytes]
 
-    def _join(self, selection: Selection, framer: Framer) -> Feed:
-        key = (id(framer), selection)
-        feed = self._feeds.get(key)
-        if feed is None:
-            feed = self._feeds[key] = Feed(selection, self.present.catalog, framer)
-            self._live[feed] = set()
-        feed.members += 1
-        self._empty.clear()
-        return feed
-
-    def _part(self, subscriber: Subscriber) -> None:
-        feed = subscriber.feed
-        self._others.discard(subscriber)
-        self._live[feed].discard(subscriber)
-        feed.members -= 1
-        if not feed.members:
-            del self._feeds[id(feed.framer), feed.selection]
-            del self._live[feed]
-        if not self._feeds:
-            self._empty.set()
+    # Sets.
 
     def _leave_live(self, subscriber: Subscriber, event: SubscriberEvent, cursor: Cursor) -> None:
         subscriber.on(event)
-        self._live[subscriber.feed].discard(subscriber)
+        del subscriber.feed.live[subscriber]
         subscriber.cursor = cursor
         self._begin_catch_up(subscriber, cursor)
 
+    def _go_live(self, subscriber: Subscriber) -> None:
+        """In the same step in which the cursor was seen to be the head: see `seam`."""
+        subscriber.on(SubscriberEvent.CAUGHT_UP)
+        subscriber.feed.live[subscriber] = None
+        if subscriber.sink.is_full:
+            self.is_full(subscriber)
+
     def _begin_catch_up(self, subscriber: Subscriber, start: Start) -> None:
         assert self._tasks is not None, "the core runs before anybody subscribes"
-        self._others.add(subscriber)
         subscriber.task = self._tasks.create_task(self._bring_up(subscriber, start))
 
     async def _bring_up(self, subscriber: Subscriber, start: Start) -> None:
         """The life of a subscriber that is not live, with every way it can end."""
-        catch_up = CatchUp(
-            subscriber,
-            self.present,
-            self._snapshots,
-            self._config,
-            outcomes=self.outcomes,
-            retry_ms=self.retry_ms,
-        )
         try:
-            await catch_up.run(start)
+            await self._catch_up.run(subscriber, start)
         except StreamEnded as ended:
             self.unsubscribe(subscriber, ended.outcome)
         except asyncio.CancelledError:
@@ -269,11 +298,8 @@ class Core:
         except Exception as error:
             self._fault(subscriber, error)
         else:
-            # In the same step in which the cursor was seen to be the head: see `subscriber`.
-            subscriber.on(SubscriberEvent.CAUGHT_UP)
             subscriber.task = None
-            self._others.discard(subscriber)
-            self._live[subscriber.feed].add(subscriber)
+            self._go_live(subscriber)
 
     def _fault(self, subscriber: Subscriber, error: Exception) -> None:
         error_id = secrets.token_hex(4)

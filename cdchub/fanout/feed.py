@@ -1,19 +1,35 @@
 """A feed: the subscribers that receive the same bytes, and which entries concern them.
 
 One evaluator decides for the live path, the ring and the log alike whether an entry matches; the
-log's SQL only narrows. A row that an UPDATE moves into the room arrives as INSERT, one that it moves
-out as DELETE, and a DELETE is judged by the old row, so a room's view is always complete.
+log's SQL only narrows. A row that an UPDATE moves into the room or the filter arrives as INSERT, one
+that it moves out as DELETE, and a DELETE is judged by the old row, so a view is always complete.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from cdchub.catalog import Catalog, Selection
-from cdchub.change import NOTES, ChangeType, Entry, SqliteValue, moved_in, moved_out
+from cdchub.change import (
+    NOTES,
+    ChangeType,
+    Entry,
+    SqliteValue,
+    WireRow,
+    both_rows,
+    from_wire,
+    rewritten,
+)
+from cdchub.fanout.encoding import Format, encode
+from cdchub.fanout.subscriber import Subscriber
+from cdchub.filter import Operator, Test, literals, make_test
 from cdchub.log.protocol import Narrowing
-from cdchub.position import Position
+from cdchub.position import Epoch, Position
+
+# An LSN and the change as JSON.
+Item = tuple[int, bytes]
 
 
 class Framer(Protocol):
@@ -22,10 +38,12 @@ class Framer(Protocol):
     Framers are compared by identity: one object a wire format.
     """
 
-    def change(self, position: Position, data: bytes) -> bytes: ...
+    def changes(self, epoch: Epoch, items: Iterable[Item]) -> list[bytes]:
+        """One frame a change."""
+        ...
 
-    def change_without_position(self, data: bytes) -> bytes:
-        """A change inside a stretch in which the reader has no position yet."""
+    def changes_without_position(self, changes: Iterable[bytes]) -> bytes:
+        """Changes inside a stretch in which the reader has no position yet."""
         ...
 
     def opening(self, position: Position | None, *, retry_ms: int) -> bytes: ...
@@ -59,42 +77,137 @@ class Framer(Protocol):
     def fault(self, *, code: str, message: str, retry_ms: int) -> bytes: ...
 
 
+class EntryRows:
+    """An entry and its rows, decoded once for all feeds that ask for them."""
+
+    __slots__ = ("_rows", "entry")
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry = entry
+        self._rows: tuple[WireRow | None, WireRow | None] | None = None
+
+    def rows(self) -> tuple[WireRow | None, WireRow | None]:
+        """The row before and after, as on the wire."""
+        if self._rows is None:
+            self._rows = both_rows(self.entry.data)
+        return self._rows
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """Every change of the table, as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Every:
+    """Any change of the table may match."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """Only a change whose row holds one of these in `column` before or after it can match; None is
+    the room column, whatever its name."""
+
+    column: str | None
+    values: tuple[SqliteValue, ...]
+
+
+# What an index can know of a feed without evaluating it.
+IndexKey = Whole | Every | Holding
+
+
+class _TableView:
+    """One table as a selection sees it."""
+
+    def __init__(
+        self,
+        room: SqliteValue,
+        tests: Sequence[tuple[str, Test]],
+        columns: frozenset[str] | None,
+        key: IndexKey,
+    ) -> None:
+        """`room` is None where the table is sent whole as far as rooms go."""
+        self._room = room
+        self._tests = tests
+        self._columns = columns
+        self.key = key
+
+    def data(self, change: EntryRows) -> bytes | None:
+        entry = change.entry
+        was, now = self._matches(change)
+        seen = _seen_as(entry.type, was=was, now=now)
+        if seen is None:
+            return None
+        if seen is entry.type and self._columns is None:
+            return entry.data
+        return rewritten(entry.data, seen, self._columns)
+
+    def _matches(self, change: EntryRows) -> tuple[bool, bool]:
+        was = now = True
+        room = self._room
+        if room is not None:
+            # NULL is in no room: it equals nothing (INTERFACE §3, "Filters").
+            entry = change.entry
+            was = entry.room_old is not None and entry.room_old == room
+            now = entry.room_new is not None and entry.room_new == room
+        if self._tests and (was or now):
+            old, new = change.rows()
+            # Where nobody knows the old row, it may have matched: a DELETE too many does no harm.
+            was = was and (old is None or self._holds(old))
+            now = now and new is not None and self._holds(new)
+        return was, now
+
+    def _holds(self, row: WireRow) -> bool:
+        return all(test(from_wire(row.get(name))) for name, test in self._tests)
+
+
+def _seen_as(type: ChangeType, *, was: bool, now: bool) -> ChangeType | None:
+    """What a change is to a view that its row was in before, and is in now."""
+    if type is ChangeType.UPDATE:
+        if was and now:
+            return type
+        if now:
+            return ChangeType.INSERT
+        return ChangeType.DELETE if was else None
+    return type if (was if type is ChangeType.DELETE else now) else None
+
+
 class Matcher:
     """Which entries a selection covers, and in which form. Rebuilt when the catalog changes."""
 
     def __init__(self, selection: Selection, catalog: Catalog) -> None:
         self.selection = selection
+        self._catalog = catalog
         self._tables = None if selection.tables is None else frozenset(selection.tables)
         self._rooms: dict[str, SqliteValue] = catalog.rooms(selection)
+        self._views: dict[str, _TableView] = {}
 
     def covers(self, table: str) -> bool:
         return self._tables is None or table in self._tables
 
-    def data(self, entry: Entry) -> bytes | None:
+    def key(self, table: str) -> IndexKey | None:
+        """What an index can know of this selection's changes of a table; None where it has none."""
+        return self._view(table).key if self.covers(table) else None
+
+    def data(self, change: EntryRows) -> bytes | None:
         """The change as this selection sees it, or None where it doesn't see it, and for notes."""
+        entry = change.entry
         if entry.type in NOTES or not self.covers(entry.table):
             return None
-        room: SqliteValue
-        if entry.table in self._rooms:
-            room = self._rooms[entry.table]
-        elif self.selection.room is None or entry.room_old is entry.room_new is None:
-            return entry.data
-        else:
-            # A table that has a room column no longer; its older rows were in rooms.
-            room = self.selection.room
-            if room not in (str(entry.room_old), str(entry.room_new)):
-                return None
-            room = entry.room_old if str(entry.room_old) == room else entry.room_new
-        # NULL is in no room: it equals nothing (INTERFACE §3, "Filters").
-        was = entry.room_old is not None and entry.room_old == room
-        now = entry.room_new is not None and entry.room_new == room
-        if entry.type is not ChangeType.UPDATE:
-            return entry.data if was or now else None
-        if was and now:
-            return entry.data
-        if now:
-            return moved_in(entry.data)
-        return moved_out(entry.data) if was else None
+        room = self.selection.room
+        if room is None or entry.table in self._rooms or entry.room_old is entry.room_new is None:
+            return self._view(entry.table).data(change)
+        # A table that has a room column no longer; its older rows were in rooms.
+        if room not in (str(entry.room_old), str(entry.room_new)):
+            return None
+        value = entry.room_old if str(entry.room_old) == room else entry.room_new
+        return self._make_view(entry.table, value).data(change)
+
+    def items(self, entries: Iterable[Entry]) -> list[Item]:
+        """The matching ones, by LSN."""
+        return [
+            (entry.lsn, data) for entry in entries if (data := self.data(EntryRows(entry))) is not None
+        ]
 
     def narrowing(self) -> Narrowing:
         """What a page from the log may leave out for this selection."""
@@ -102,51 +215,61 @@ class Matcher:
         room = None if tables is None or len(tables) != 1 else self._rooms.get(tables[0])
         return Narrowing(tables, room)
 
+    def _view(self, table: str) -> _TableView:
+        view = self._views.get(table)
+        if view is None:
+            view = self._views[table] = self._make_view(table, self._rooms.get(table))
+        return view
+
+    def _make_view(self, table: str, room: SqliteValue) -> _TableView:
+        tests: list[tuple[str, Test]] = []
+        held: Holding | None = None if room is None else Holding(None, (room,))
+        for condition, convert in self._catalog.bound(self.selection, table):
+            tests.append((condition.column, make_test(condition, convert)))
+            if held is None and condition.operator in (Operator.EQ, Operator.IN):
+                held = Holding(condition.column, literals(condition, convert))
+        columns = self.selection.columns_of(table)
+        sees_rooms = self.selection.room is not None and room is None
+        key: IndexKey = held or (Every() if tests or columns is not None or sees_rooms else Whole())
+        return _TableView(room, tests, None if columns is None else frozenset(columns), key)
+
 
 class Feed:
-    """One matcher and one framer: everything that its subscribers have in common."""
+    """A selection in one format on one wire, and its live subscribers."""
 
-    def __init__(self, selection: Selection, catalog: Catalog, framer: Framer) -> None:
+    def __init__(
+        self,
+        selection: Selection,
+        catalog: Catalog,
+        framer: Framer,
+        format: Format = Format.CDCHUB,
+    ) -> None:
         self.selection = selection
         self.framer = framer
+        self.format = format
         self.matcher = Matcher(selection, catalog)
         self.members = 0
+        # In the order in which they came.
+        self.live: dict[Subscriber, None] = {}
 
     def recatalog(self, catalog: Catalog) -> None:
         self.matcher = Matcher(self.selection, catalog)
 
-    def frames(self, entries: Iterable[Entry], frame: EntryFramer) -> bytes:
-        """The matching entries as one run of bytes, which may be empty."""
-        parts = []
-        for entry in entries:
-            data = self.matcher.data(entry)
-            if data is not None:
-                parts.append(frame(self.framer, entry, data))
-        return b"".join(parts)
+    def frames(self, epoch: Epoch, items: Iterable[Item]) -> list[bytes]:
+        """What its subscribers receive of changes that match, a frame each."""
+        if self.format is not Format.CDCHUB:
+            items = [(lsn, encode(self.format, epoch, data)) for lsn, data in items]
+        return self.framer.changes(epoch, items)
 
+    def snapshot_rows(self, epoch: Epoch, lines: bytes) -> bytes:
+        """Whole lines of a snapshot, framed."""
+        if self.format is not Format.CDCHUB:
+            lines = b"".join(
+                encode(self.format, epoch, line) + b"\n" for line in lines[:-1].split(b"\n")
+            )
+        return self.framer.snapshot_rows(lines)
 
-class EntryFramer(Protocol):
-    """Frames one entry's data; the core's keeps what it has framed for the next feed."""
-
-    def __call__(self, framer: Framer, entry: Entry, data: bytes, /) -> bytes: ...
-
-
-class FrameOnce:
-    """Frames each entry once for all feeds of a framer, as long as one round of writes lasts."""
-
-    def __init__(self, position_of: PositionOf) -> None:
-        self._position_of = position_of
-        self._made: dict[tuple[int, int], bytes] = {}
-
-    def __call__(self, framer: Framer, entry: Entry, data: bytes) -> bytes:
-        if data is not entry.data:
-            return framer.change(self._position_of(entry.lsn), data)
-        key = (id(framer), entry.lsn)
-        frame = self._made.get(key)
-        if frame is None:
-            frame = self._made[key] = framer.change(self._position_of(entry.lsn), data)
-        return frame
-
-
-class PositionOf(Protocol):
-    def __call__(self, lsn: int, /) -> Position: ...
+    def changes_without_position(self, epoch: Epoch, changes: Sequence[bytes]) -> bytes:
+        if self.format is not Format.CDCHUB:
+            changes = [encode(self.format, epoch, data) for data in changes]
+        return self.framer.changes_without_position(changes)

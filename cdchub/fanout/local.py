@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable
 
 from cdchub.errors import CdchubError
+from cdchub.fanout.feed import Item
 from cdchub.fanout.sink import BufferSink
-from cdchub.position import Position
+from cdchub.position import Epoch, Position
 
 
 class StreamBroken(CdchubError):
@@ -26,11 +27,11 @@ _FAULT = b"!"
 class LocalFramer:
     """One line a change. Whoever subscribes here sees changes, and no notices."""
 
-    def change(self, position: Position, data: bytes) -> bytes:
-        return data + b"\n"
+    def changes(self, epoch: Epoch, items: Iterable[Item]) -> list[bytes]:
+        return [data + b"\n" for _, data in items]
 
-    def change_without_position(self, data: bytes) -> bytes:
-        return data + b"\n"
+    def changes_without_position(self, changes: Iterable[bytes]) -> bytes:
+        return b"".join([data + b"\n" for data in changes])
 
     def opening(self, position: Position | None, *, retry_ms: int) -> bytes:
         return b""

@@ -3,27 +3,50 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Protocol
 
 from cdchub.catalog import Selection
 from cdchub.log.protocol import Cursor, Narrowing, Page
 
 
+class SinkListener(Protocol):
+    """Whom a sink tells what becomes of it: its subscriber."""
+
+    def sink_is_full(self) -> None: ...
+
+    def sink_is_lost(self, outcome: str) -> None: ...
+
+
 class Sink(Protocol):
     """Where a subscriber's bytes go. A transport makes one; the core never waits in `write`."""
 
-    def write(self, data: bytes) -> None: ...
+    @property
+    def write(self) -> Callable[[bytes], None]:
+        """A callable rather than a method: a round calls the transport's own, with nothing between."""
+        ...
+
+    def listen(self, listener: SinkListener) -> None:
+        """`listener` is told, during a `write` or at any time, that the sink holds too much; and that
+        its peer is gone."""
+        ...
+
+    @property
+    def is_full(self) -> bool: ...
 
     @property
     def buffered_bytes(self) -> int: ...
 
     async def drained(self) -> None:
-        """Returns when little is buffered any more, or the peer is gone."""
+        """Returns when the sink is full no longer, or the peer is gone."""
         ...
 
     def close(self) -> None:
         """Ends the stream after what is buffered; nothing is written afterwards."""
+        ...
+
+    def abort(self) -> None:
+        """Ends the stream now."""
         ...
 
 

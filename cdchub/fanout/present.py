@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from cdchub.catalog import Catalog
 from cdchub.change import Entry
 from cdchub.fanout.ports import LogPages
-from cdchub.fanout.subscriber import AwaitLog, GoLive, Gone, ReadLog, ReadRing, View, next_step
+from cdchub.fanout.seam import AwaitLog, GoLive, Gone, ReadLog, ReadRing, View, next_step
 from cdchub.log.protocol import Cursor, Expired, HistoryChanged, Narrowing, Page
 from cdchub.log.ring import Ring
 from cdchub.position import Position
@@ -79,6 +79,13 @@ class Present:
     def ring_bytes(self) -> int:
         return self._ring.bytes
 
+    def end_of(self, cursor: Cursor) -> int:
+        """The last LSN of a cursor's epoch, which for the present one is the head."""
+        info = self._state.by_number(cursor.epoch)
+        if info is None or info.number == self._state.present.number:
+            return self._ring.head_lsn
+        return info.head_lsn
+
     def position(self, cursor: Cursor) -> Position | None:
         """The name of a cursor, or None where retention has dropped its epoch."""
         info = self._state.by_number(cursor.epoch)
@@ -125,6 +132,10 @@ class Present:
                     await self._moved.wait()
 
     # Reading.
+
+    def recent(self, after_lsn: int, upto_lsn: int) -> Sequence[Entry]:
+        """Entries of the ring, which must hold them. `upto_lsn` may lie beyond the head."""
+        return self._ring.after(after_lsn, rows_max=upto_lsn - after_lsn)
 
     async def page(
         self, after: Cursor, narrowing: Narrowing, *, rows_max: int, bytes_max: int

@@ -1,12 +1,8 @@
-"""A subscriber as a state machine, and the seam between replay and live. Pure: no I/O, no clock.
+"""A subscriber: one stream as a state machine over a cursor. Pure: no I/O, no clock.
 
-A subscriber is a cursor into the log, never a queue. Its cursor says up to where every matching
-change was written into its stream. A LIVE one stands at the head by definition, and each round of
-changes is written to it; the others read the ring or the log in pages until they stand at the head.
-
-The seam is safe because of one rule: `next_step` says `GoLive` only when the cursor equals the head,
-and the core enters the subscriber into the live set in the same step of the loop in which it asked.
-Nothing can be appended in between, so nothing is missed and nothing is sent twice.
+It is a cursor into the log, never a queue. The cursor says up to where every matching change was
+written into its stream. A LIVE one stands at the head by definition, and each round of changes is
+written to it; the others read the ring or the log in pages until they stand at the head (see `seam`).
 
     CATCHING_UP ──caught up──▶ LIVE ──fell behind──▶ LAGGING ──caught up──▶ LIVE
         ▲                       │
@@ -15,11 +11,15 @@ Nothing can be appended in between, so nothing is missed and nothing is sent twi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
 from enum import Enum, auto
+from typing import TYPE_CHECKING, Protocol
 
-from cdchub.log.protocol import Cursor, LogState
-from cdchub.position import AtLsn, Beginning, Now, Position, Since
+from cdchub.fanout.ports import Sink
+from cdchub.log.protocol import Cursor
+
+if TYPE_CHECKING:
+    from cdchub.fanout.feed import Feed
 
 
 class SubscriberState(Enum):
@@ -55,100 +55,72 @@ def next_state(state: SubscriberState, event: SubscriberEvent) -> SubscriberStat
         raise ValueError(f"a subscriber that is {state.name} can't take {event.name}") from None
 
 
-@dataclass(frozen=True, slots=True)
-class ReadRing:
-    """The ring has everything after the cursor."""
+class Owner(Protocol):
+    """Who is told what a subscriber's sink meets: the core."""
+
+    def is_full(self, subscriber: Subscriber) -> None: ...
+
+    def is_lost(self, subscriber: Subscriber, outcome: str) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class ReadLog:
-    """Read the log from the cursor up to `upto`, in the cursor's epoch."""
+class Subscriber:
+    """One stream. `cursor` is its place unless it is live; then its place is the head."""
 
-    upto: int
+    # There may be tens of thousands.
+    __slots__ = (
+        "_owner",
+        "conflate",
+        "cursor",
+        "epoch_breaks",
+        "feed",
+        "has_position",
+        "sink",
+        "slot",
+        "snapshot",
+        "state",
+        "task",
+        "told_caught_up",
+        "transport",
+    )
 
+    def __init__(
+        self,
+        owner: Owner,
+        feed: Feed,
+        sink: Sink,
+        *,
+        slot: int,
+        snapshot: bool,
+        conflate: bool,
+        transport: str,
+    ) -> None:
+        """`slot` is its place on the heartbeat wheel."""
+        self._owner = owner
+        self.feed = feed
+        self.sink = sink
+        self.slot = slot
+        self.snapshot = snapshot
+        self.conflate = conflate
+        self.transport = transport
+        self.state = SubscriberState.CATCHING_UP
+        self.cursor = _NOWHERE
+        # False between a snapshot's (or its reset's) first event and its last row.
+        self.has_position = False
+        self.told_caught_up = False
+        self.epoch_breaks = 0
+        self.task: asyncio.Task[None] | None = None
 
-@dataclass(frozen=True, slots=True)
-class GoLive:
-    """The cursor is the head."""
+    def on(self, event: SubscriberEvent) -> None:
+        self.state = next_state(self.state, event)
 
+    # What its sink tells.
 
-@dataclass(frozen=True, slots=True)
-class AwaitLog:
-    """The cursor is ahead of the log, which is about to get there."""
+    def sink_is_full(self) -> None:
+        self._owner.is_full(self)
 
-
-@dataclass(frozen=True, slots=True)
-class Gone:
-    """What follows the cursor can't be served: `expired`, `epoch` or `ahead`."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class FromBase:
-    """Begin with the log's base snapshot, where it has one."""
-
-
-Step = ReadRing | ReadLog | GoLive | AwaitLog | Gone
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """What the log and the ring hold at one moment. `head_lsn` is the ring's, of the present epoch.
-
-    `knows_source`: `source_head_lsn` is how far the source has got; otherwise it may be further.
-    """
-
-    log: LogState
-    ring_floor_lsn: int
-    head_lsn: int
-    source_head_lsn: int
-    knows_source: bool = True
-
-
-def next_step(cursor: Cursor, view: View) -> Step:
-    """What a subscriber that is not live does next."""
-    present = view.log.present
-    if cursor.epoch != present.number:
-        # An older epoch is sent to its end, as far as it is retained; then the break is told.
-        info = view.log.by_number(cursor.epoch)
-        if info is None or not info.floor_lsn <= cursor.lsn < info.head_lsn:
-            return Gone("epoch")
-        return ReadLog(info.head_lsn)
-    if cursor.lsn == view.head_lsn:
-        return GoLive()
-    if cursor.lsn > view.head_lsn:
-        return AwaitLog()
-    if cursor.lsn >= view.ring_floor_lsn:
-        return ReadRing()
-    if cursor.lsn < present.floor_lsn:
-        return Gone("expired")
-    return ReadLog(view.head_lsn)
+    def sink_is_lost(self, outcome: str) -> None:
+        """The peer is gone; `outcome` names how, for the counters."""
+        self._owner.is_lost(self, outcome)
 
 
-def resolve(since: Since, view: View) -> Cursor | Gone:
-    """Where a request's position is in the log, or why it can't be served.
-
-    `ahead` is judged by the source's own head: a position that only this log has not reached yet
-    is a cursor, which waits.
-    """
-    present = view.log.present
-    match since:
-        case Now():
-            return Cursor(present.number, view.head_lsn)
-        case Beginning():
-            return Cursor(present.number, present.floor_lsn)
-        case AtLsn(lsn):
-            info = present
-        case Position(epoch, lsn):
-            known = view.log.by_name(epoch)
-            if known is None:
-                return Gone("epoch")
-            info = known
-    if info.number != present.number:
-        return Cursor(info.number, lsn) if info.floor_lsn <= lsn <= info.head_lsn else Gone("epoch")
-    if lsn < present.floor_lsn:
-        return Gone("expired")
-    if lsn > max(view.head_lsn, view.source_head_lsn) and view.knows_source:
-        return Gone("ahead")
-    return Cursor(present.number, lsn)
+_NOWHERE = Cursor(0, 0)

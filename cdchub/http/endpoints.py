@@ -21,7 +21,7 @@ from cdchub.errors import (
     PositionGone,
     ValidationFailed,
 )
-from cdchub.fanout import Core, Gone, Matcher, SnapshotStream, resolve
+from cdchub.fanout import Core, EntryRows, Format, Gone, Matcher, SnapshotStream, encode, resolve
 from cdchub.log.protocol import Cursor
 from cdchub.position import Beginning, Position, parse_since
 
@@ -29,7 +29,6 @@ NDJSON = "application/x-ndjson"
 CSV = "text/csv"
 _NO_STORE = {"Cache-Control": "no-store"}
 _PAGE_BYTES_MAX = 4 * 2**20
-_NOT_YET = ("filter", "columns", "conflate", "source")
 
 _encoder = msgspec.json.Encoder()
 
@@ -127,6 +126,8 @@ class Endpoints:
                 "epoch", tables=(), position=str(self._present.head), oldest=str(self._present.oldest)
             )
         headers = {**_NO_STORE, "X-CDC-Position": str(position)}
+        format = Format.asked_for(request.query_params.get("format"))
+        found = [encode(format, position.epoch, data) for data in found]
         if NDJSON in request.headers.get("accept", ""):
             body = b"".join(line + b"\n" for line in found)
             return Response(body, media_type=NDJSON, headers=headers)
@@ -206,13 +207,9 @@ class Endpoints:
 
     def _selection(self, request: Request) -> Selection:
         query = request.query_params
-        for name in _NOT_YET:
-            if name in query:
-                raise NotImplementedYet(f"{name}=")
-        if query.get("format", "cdchub") != "cdchub":
-            raise NotImplementedYet("format=" + query["format"][:40])
-        catalog = self._present.catalog
-        return catalog.select(catalog.names(query.getlist("table")), query.get("room"))
+        if "source" in query:
+            raise NotImplementedYet("source=")
+        return self._present.catalog.asked_for(query)
 
 
 def _matching(entries: Sequence[Entry], matcher: Matcher) -> tuple[list[bytes], Entry | None]:
@@ -222,7 +219,7 @@ def _matching(entries: Sequence[Entry], matcher: Matcher) -> tuple[list[bytes], 
         if entry.type is ChangeType.BREAK:
             if matcher.covers(entry.table):
                 return found, entry
-        elif (data := matcher.data(entry)) is not None:
+        elif (data := matcher.data(EntryRows(entry))) is not None:
             found.append(data)
     return found, None
 

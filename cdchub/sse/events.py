@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from cdchub.position import Position
+from cdchub.fanout import Item
+from cdchub.position import Epoch, Position
 
 _encoder = msgspec.json.Encoder()
 
@@ -19,11 +20,12 @@ _encoder = msgspec.json.Encoder()
 class SseFramer:
     """INTERFACE §3 as bytes. It has no state; one object serves all streams."""
 
-    def change(self, position: Position, data: bytes) -> bytes:
-        return b"id: %s:%d\ndata: %s\n\n" % (position.epoch.encode(), position.lsn, data)
+    def changes(self, epoch: Epoch, items: Iterable[Item]) -> list[bytes]:
+        prefix = b"id: %s:" % epoch.encode()
+        return [b"%s%d\ndata: %s\n\n" % (prefix, lsn, data) for lsn, data in items]
 
-    def change_without_position(self, data: bytes) -> bytes:
-        return b"data: " + data + b"\n\n"
+    def changes_without_position(self, changes: Iterable[bytes]) -> bytes:
+        return b"".join([b"data: %s\n\n" % data for data in changes])
 
     def opening(self, position: Position | None, *, retry_ms: int) -> bytes:
         return f": connected\nretry: {retry_ms}\n{_id_line(position)}\n".encode()

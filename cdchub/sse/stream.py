@@ -1,13 +1,15 @@
-"""`GET /cdc/stream`: from a request to a subscriber, and from its bytes to the ASGI server.
+"""`GET /cdc/stream`: from a request to a subscriber, and its bytes to the connection.
 
-sse-starlette carries the stream. What it sends is framed already; its own pings are off, because a
-heartbeat here carries the subscriber's cursor.
+Where the server lets go of the connection, the stream takes it over, and nothing of the web framework
+stands between a round and the socket. Elsewhere sse-starlette carries the stream: what it sends is
+framed already, and its own pings are off, because a heartbeat here carries the subscriber's cursor.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass
 
 from sse_starlette.sse import EventSourceResponse, SendTimeoutError
 from starlette.requests import Request
@@ -17,7 +19,20 @@ from starlette.types import Receive, Scope, Send
 from cdchub.catalog import Selection
 from cdchub.config import StreamConfig
 from cdchub.errors import NotImplementedYet, PassingRefusal, ValidationFailed
-from cdchub.fanout import BufferSink, Core, FromBase, Gone, Subscriber, resolve
+from cdchub.fanout import (
+    EXTENSION,
+    BufferSink,
+    Core,
+    Format,
+    FromBase,
+    Gone,
+    HandOver,
+    Sink,
+    Start,
+    Subscriber,
+    TransportSink,
+    resolve,
+)
 from cdchub.log.protocol import Cursor
 from cdchub.position import Beginning, Now, Since, parse_position, parse_since
 from cdchub.sse.events import SseFramer, refusal
@@ -25,11 +40,24 @@ from cdchub.sse.events import SseFramer, refusal
 logger = logging.getLogger("cdchub.sse")
 
 MEDIA_TYPE = "text/event-stream"
-_NOT_YET = ("filter", "columns", "conflate", "source")
+_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What a request asks for. `opening` is what its stream begins with."""
+
+    selection: Selection
+    start: Start
+    snapshot: bool
+    conflate: bool
+    format: Format
+    headers: dict[str, str]
+    opening: bytes
 
 
 class StreamEndpoint:
-    """The endpoint. Raises `RequestError` for what the client must change."""
+    """The endpoint, an ASGI application. Raises `RequestError` for what the client must change."""
 
     def __init__(self, core: Core, config: StreamConfig, *, drains: bool = False) -> None:
         """`drains`: whoever runs the server ends the streams before it stops."""
@@ -39,51 +67,83 @@ class StreamEndpoint:
         self._config = config
         self._framer = SseFramer()
 
-    async def open(self, request: Request) -> Response:
-        """Answers `GET /cdc/stream`."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope)
         try:
-            return self._open(request)
+            wanted = self._wanted(request)
+            self._core.admit()
         except PassingRefusal as refused:
             if MEDIA_TYPE not in request.headers.get("accept", ""):
                 raise
-            return self._refuse(refused)
+            await self._refusal(refused)(scope, receive, send)
+            return
+        if scope["method"] == "HEAD":
+            await Response(media_type=MEDIA_TYPE, headers=wanted.headers)(scope, receive, send)
+            return
+        server: HandOver | None = (scope.get("extensions") or {}).get(EXTENSION)
+        if server is None:
+            sink = BufferSink(self._config.buffer_bytes_max)
+            subscriber = self._subscribe(wanted, sink)
+            stream = _DrainedStream if self._drains else _Stream
+            carried = stream(self._core, subscriber, sink, wanted.headers, stall_s=self._config.stall_s)
+            await carried(scope, receive, send)
+        else:
+            await self._hand_over(wanted, server, send)
 
-    def _open(self, request: Request) -> Response:
-        selection, snapshot = self._wanted(request)
-        start = self._start(request, snapshot=snapshot)
-        self._core.admit()
-        if request.method == "HEAD":
-            return Response(media_type=MEDIA_TYPE, headers=dict(_HEADERS))
-        sink = BufferSink()
-        position = self._present.position(start) if isinstance(start, Cursor) else None
-        # Before a reset there is no id: who is cut off in between must be told of the break again.
-        sink.write(self._framer.opening(position, retry_ms=self._core.retry_ms()))
-        subscriber = self._core.subscribe(
-            selection, self._framer, sink, start, snapshot=snapshot, transport="sse"
+    async def _hand_over(self, wanted: _Wanted, server: HandOver, send: Send) -> None:
+        server.begin_stream()
+        headers = [(b"content-type", _CONTENT_TYPE)]
+        headers += [(k.lower().encode(), v.encode()) for k, v in wanted.headers.items()]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        transport = server.take_transport()
+        if transport is not None:
+            sink = TransportSink(transport, bytes_max=self._config.buffer_bytes_max)
+            try:
+                self._subscribe(wanted, sink)
+            except PassingRefusal as refused:
+                # The hub began to drain while the head was on its way.
+                sink.write(self._refusal_body(refused))
+                sink.close()
+
+    def _subscribe(self, wanted: _Wanted, sink: Sink) -> Subscriber:
+        sink.write(wanted.opening)
+        return self._core.subscribe(
+            wanted.selection,
+            self._framer,
+            sink,
+            wanted.start,
+            snapshot=wanted.snapshot,
+            conflate=wanted.conflate,
+            format=wanted.format,
+            transport="sse",
         )
+
+    def _wanted(self, request: Request) -> _Wanted:
+        query = request.query_params
+        if "source" in query:
+            raise NotImplementedYet("source=")
+        selection = self._present.catalog.asked_for(query)
+        snapshot = _flag(query.get("snapshot"), "snapshot")
+        start = self._start(request, snapshot=snapshot)
+        # Before a reset there is no id: who is cut off in between must be told of the break again.
+        position = self._present.position(start) if isinstance(start, Cursor) else None
+        opening = self._framer.opening(position, retry_ms=self._core.retry_ms())
         headers = dict(_HEADERS)
         if isinstance(start, Gone) and not snapshot:
             position = self._present.head
         if position is not None:
             headers["X-CDC-Position"] = str(position)
-        stream = _DrainedStream if self._drains else _Stream
-        return stream(self._core, subscriber, sink, headers, stall_s=self._config.stall_s)
+        return _Wanted(
+            selection,
+            start,
+            snapshot,
+            _flag(query.get("conflate"), "conflate"),
+            Format.asked_for(query.get("format")),
+            headers,
+            opening,
+        )
 
-    def _wanted(self, request: Request) -> tuple[Selection, bool]:
-        query = request.query_params
-        for name in _NOT_YET:
-            if name in query:
-                raise NotImplementedYet(f"{name}=")
-        if query.get("format", "cdchub") != "cdchub":
-            raise NotImplementedYet("format=" + query["format"][:40])
-        names = self._present.catalog.names(query.getlist("table"))
-        selection = self._present.catalog.select(names, query.get("room"))
-        snapshot = query.get("snapshot", "0")
-        if snapshot not in ("0", "1"):
-            raise ValidationFailed({"snapshot": "snapshot is 1, or left out"})
-        return selection, snapshot == "1"
-
-    def _start(self, request: Request, *, snapshot: bool) -> Cursor | Gone | FromBase | None:
+    def _start(self, request: Request, *, snapshot: bool) -> Start:
         """Where to begin: Last-Event-ID wins over `since`; None means with a snapshot."""
         query = request.query_params
         text = query.get("since", query.get("startLSN"))
@@ -103,13 +163,22 @@ class StreamEndpoint:
             return FromBase()
         return resolve(since, self._present.view)
 
-    def _refuse(self, refused: PassingRefusal) -> Response:
+    def _refusal(self, refused: PassingRefusal) -> Response:
+        return Response(self._refusal_body(refused), media_type=MEDIA_TYPE, headers=dict(_HEADERS))
+
+    def _refusal_body(self, refused: PassingRefusal) -> bytes:
         retry_after_ms = max(refused.retry_after_ms, self._core.retry_ms())
-        body = refusal(code=refused.code, message=refused.detail, retry_after_ms=retry_after_ms)
-        return Response(body, media_type=MEDIA_TYPE, headers=dict(_HEADERS))
+        return refusal(code=refused.code, message=refused.detail, retry_after_ms=retry_after_ms)
 
 
-_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+_CONTENT_TYPE = f"{MEDIA_TYPE}; charset=utf-8".encode()
+
+
+def _flag(text: str | None, name: str) -> bool:
+    """A parameter that is 1 or left out. Raises `ValidationFailed`."""
+    if text not in (None, "0", "1"):
+        raise ValidationFailed({name: f"{name} is 1, or left out"})
+    return text == "1"
 
 
 class _Stream(EventSourceResponse):

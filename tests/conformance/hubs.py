@@ -27,8 +27,8 @@ from cdchub.capture.driver import Connection, Driver
 from cdchub.capture.install import Captured
 from cdchub.capture.outbox import LSN, NONCE, TIMESTAMP, Anchor, outbox_head, prune, read_rows
 from cdchub.capture.snapshot import Pace, snapshot_changes, take_snapshot
-from cdchub.capture.tailer import Tailer
 from cdchub.capture.table import quote
+from cdchub.capture.tailer import Tailer
 from cdchub.capture.transactions import Transactions
 from cdchub.capture.triggers import OUTBOX
 from cdchub.catalog import Catalog, Selection, SnapshotFormat

@@ -8,10 +8,8 @@ import pytest
 
 from cdchub.catalog import Affinity, Catalog, ColumnInfo, Selection, TableInfo
 from cdchub.change import ChangeType, Entry, SqliteValue, encode_change
-from cdchub.fanout import Feed, Matcher
-from cdchub.fanout.feed import FrameOnce
+from cdchub.fanout import EntryRows, Feed, Matcher
 from cdchub.log.protocol import Narrowing
-from cdchub.position import Epoch, Lsn, Position
 from cdchub.sse import SseFramer
 
 
@@ -39,6 +37,10 @@ def entry(kind: ChangeType, old: SqliteValue, new: SqliteValue, name: str = "cha
     return Entry(1, kind, name, old, new, data)
 
 
+def seen(kind: ChangeType, old: SqliteValue, new: SqliteValue, name: str = "chat") -> EntryRows:
+    return EntryRows(entry(kind, old, new, name))
+
+
 INS, UPD, DEL = ChangeType.INSERT, ChangeType.UPDATE, ChangeType.DELETE
 
 
@@ -64,20 +66,20 @@ INS, UPD, DEL = ChangeType.INSERT, ChangeType.UPDATE, ChangeType.DELETE
 def test_a_room_sees_its_rows_come_and_go(
     kind: ChangeType, old: SqliteValue, new: SqliteValue, seen_as: str | None
 ) -> None:
-    data = Matcher(Selection(("chat",), "x"), CATALOG).data(entry(kind, old, new))
+    data = Matcher(Selection(("chat",), "x"), CATALOG).data(seen(kind, old, new))
     assert (None if data is None else json.loads(data)["type"]) == seen_as
 
 
 @pytest.mark.parametrize(("value", "inside"), [(5, True), (5.0, True), ("5", False), (6, False)])
 def test_numbers_compare_by_value(value: SqliteValue, inside: bool) -> None:
     matcher = Matcher(Selection(("desk",), "5"), CATALOG)
-    assert (matcher.data(entry(INS, None, value, "desk")) is not None) is inside
+    assert (matcher.data(seen(INS, None, value, "desk")) is not None) is inside
 
 
 def test_tables_without_a_room_column_are_sent_whole() -> None:
     matcher = Matcher(Selection(("chat", "plain"), "x"), CATALOG)
-    assert matcher.data(entry(INS, None, None, "plain")) is not None
-    assert matcher.data(entry(INS, None, None, "desk")) is None
+    assert matcher.data(seen(INS, None, None, "plain")) is not None
+    assert matcher.data(seen(INS, None, None, "desk")) is None
 
 
 def test_a_table_that_is_gone_keeps_its_rooms() -> None:
@@ -85,15 +87,15 @@ def test_a_table_that_is_gone_keeps_its_rooms() -> None:
     gone = [table("chat", Affinity.TEXT), table("desk", Affinity.NUMERIC), table("any", Affinity.BLOB)]
     catalog = Catalog([table("plain", None)], gone=gone)
     matcher = Matcher(Selection(None, "1"), catalog)
-    assert matcher.data(entry(INS, None, None)) is None
-    assert matcher.data(entry(UPD, None, "y")) is None
-    assert matcher.data(entry(UPD, None, "1")) is not None
+    assert matcher.data(seen(INS, None, None)) is None
+    assert matcher.data(seen(UPD, None, "y")) is None
+    assert matcher.data(seen(UPD, None, "1")) is not None
     # Its numbers are compared as they were when it was there.
-    assert matcher.data(entry(DEL, 1.0, None, "desk")) is not None
-    assert matcher.data(entry(INS, None, 1, "any")) is None
-    assert matcher.data(entry(INS, None, None, "plain")) is not None
+    assert matcher.data(seen(DEL, 1.0, None, "desk")) is not None
+    assert matcher.data(seen(INS, None, 1, "any")) is None
+    assert matcher.data(seen(INS, None, None, "plain")) is not None
     assert Matcher(Selection(("desk",), "1"), catalog).narrowing() == Narrowing(("desk",), 1)
-    assert Matcher(Selection(("plain",), "1"), catalog).data(entry(INS, None, "1")) is None
+    assert Matcher(Selection(("plain",), "1"), catalog).data(seen(INS, None, "1")) is None
 
 
 def test_everything_includes_tables_that_come_later() -> None:
@@ -101,19 +103,7 @@ def test_everything_includes_tables_that_come_later() -> None:
     assert matcher.covers("not yet there")
 
 
-def test_feeds_share_one_frame_an_entry() -> None:
-    def position(lsn: int) -> Position:
-        return Position(Epoch("epoch1"), Lsn(lsn))
-
-    framer, frame = SseFramer(), FrameOnce(position)
-    change = entry(INS, None, "x")
-    assert frame(framer, change, change.data) is frame(framer, change, change.data)
-    first = Feed(Selection(("chat",)), CATALOG, framer).frames([change], frame)
-    second = Feed(Selection(None), CATALOG, framer).frames([change], frame)
-    assert first == second == framer.change(position(1), change.data)
-
-
 def test_a_break_is_no_change() -> None:
     feed = Feed(Selection(None), CATALOG, SseFramer())
     broken = Entry(1, ChangeType.BREAK, "chat", None, None, b"{}")
-    assert feed.frames([broken], FrameOnce(lambda lsn: Position(Epoch("epoch1"), Lsn(lsn)))) == b""
+    assert feed.matcher.items([broken]) == []

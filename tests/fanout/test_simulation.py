@@ -16,13 +16,23 @@ import pytest
 from cdchub.catalog import Selection
 from cdchub.change import ChangeType
 from cdchub.config import StreamConfig
-from cdchub.fanout import Matcher
+from cdchub.fanout import EntryRows, Matcher
 from cdchub.sse import SseFramer
 from tests.fanout.world import CATALOG, TABLES, SimClient, SimLog, SimSource, make_core
 
 SEEDS = range(40)
 STEPS = 400
-CONFIG = StreamConfig(buffer_bytes_max=1_500, page_rows=7, page_bytes=2_000, heartbeat_s=3600)
+CONFIG = StreamConfig(
+    buffer_bytes_max=1_500,
+    page_rows=7,
+    page_bytes=2_000,
+    heartbeat_s=3600,
+    # Rounds of a few changes, written a few subscribers at a time.
+    round_bytes_max=700,
+    slice_writes=2,
+    tick_s=1e-6,
+    turns_per_iteration=3,
+)
 
 
 class Simulation:
@@ -40,7 +50,13 @@ class Simulation:
             Selection(("a", "c"), "y"),
         ]
         self.clients = [
-            SimClient(self.core, framer, selection, snapshot=snapshot)
+            SimClient(
+                self.core,
+                framer,
+                selection,
+                snapshot=snapshot,
+                buffer_bytes_max=CONFIG.buffer_bytes_max,
+            )
             for selection in selections
             for snapshot in (False, True)
         ]
@@ -112,7 +128,7 @@ class Simulation:
             json.loads(data)["lsn"]
             for entry in self.source.committed[present.number]
             if entry.lsn > begun_lsn and entry.type is not ChangeType.BREAK
-            if (data := matcher.data(entry)) is not None
+            if (data := matcher.data(EntryRows(entry))) is not None
         ]
         if not client.snapshot:
             assert client.received == expected

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from cdchub.fanout.subscriber import (
+from cdchub.fanout.seam import (
     AwaitLog,
     GoLive,
     Gone,
     ReadLog,
     ReadRing,
     Step,
-    SubscriberEvent,
-    SubscriberState,
     View,
-    next_state,
     next_step,
     resolve,
 )
+from cdchub.fanout.subscriber import SubscriberEvent, SubscriberState, next_state
 from cdchub.log.protocol import Cursor, EpochInfo, LogState
 from cdchub.position import AtLsn, Beginning, Epoch, Lsn, Now, Position, Since
 

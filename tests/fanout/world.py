@@ -20,6 +20,7 @@ from cdchub.catalog import Affinity, Catalog, ColumnInfo, Selection, TableInfo
 from cdchub.change import ChangeType, Entry, WireNote, encode_change, encode_note
 from cdchub.config import StreamConfig
 from cdchub.fanout import Core, Gone, Present, Subscriber, resolve
+from cdchub.fanout.ports import SinkListener
 from cdchub.log import LogReader, LogWriter, Ring
 from cdchub.log.protocol import (
     Appended,
@@ -220,31 +221,50 @@ class SimSnapshots:
 class SimSink:
     """A line with a reader at its end, which takes bytes when it is pumped."""
 
-    def __init__(self) -> None:
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
         self._buffer = bytearray()
         self._drained = asyncio.Event()
+        self._listener: SinkListener | None = None
+        self.most_bytes = 0
         self.closed = False
+
+    def listen(self, listener: SinkListener) -> None:
+        self._listener = listener
 
     def write(self, data: bytes) -> None:
         assert not self.closed, "written after close"
         self._buffer += data
-        self._drained.clear()
+        self.most_bytes = max(self.most_bytes, len(self._buffer))
+        if self.is_full:
+            self._drained.clear()
+            if self._listener is not None:
+                self._listener.sink_is_full()
+
+    @property
+    def is_full(self) -> bool:
+        return len(self._buffer) > self._bytes_max
 
     @property
     def buffered_bytes(self) -> int:
         return len(self._buffer)
 
     async def drained(self) -> None:
-        await self._drained.wait()
+        if self.is_full:
+            await self._drained.wait()
 
     def close(self) -> None:
         self.closed = True
         self._drained.set()
 
+    def abort(self) -> None:
+        self._buffer.clear()
+        self.close()
+
     def take(self, count: int) -> bytes:
         data = bytes(self._buffer[:count])
         del self._buffer[:count]
-        if not self._buffer:
+        if not self.is_full:
             self._drained.set()
         return data
 
@@ -252,8 +272,17 @@ class SimSink:
 class SimClient:
     """A browser: follows a selection, resumes by its last event id, applies changes by key."""
 
-    def __init__(self, core: Core, framer: SseFramer, selection: Selection, *, snapshot: bool) -> None:
+    def __init__(
+        self,
+        core: Core,
+        framer: SseFramer,
+        selection: Selection,
+        *,
+        snapshot: bool,
+        buffer_bytes_max: int,
+    ) -> None:
         self._core = core
+        self._buffer_bytes_max = buffer_bytes_max
         self._framer = framer
         self.selection = selection
         self.snapshot = snapshot
@@ -285,7 +314,7 @@ class SimClient:
                 self.begun_at = (position.epoch, position.lsn)
         else:
             start = resolve(since, self._core.present.view)
-        self.sink = SimSink()
+        self.sink = SimSink(self._buffer_bytes_max)
         position = self._core.present.position(start) if isinstance(start, Cursor) else None
         self.sink.write(self._framer.opening(position, retry_ms=1))
         self.subscriber = self._core.subscribe(

@@ -23,7 +23,7 @@ def read(data: bytes, last_id: str = "") -> tuple[list[Event], str]:
 
 
 def test_a_change_is_one_default_event_with_its_position() -> None:
-    assert FRAMER.change(HERE, b'{"a":1}') == b'id: epoch1:7\ndata: {"a":1}\n\n'
+    assert FRAMER.changes(HERE.epoch, [(7, b'{"a":1}')]) == [b'id: epoch1:7\ndata: {"a":1}\n\n']
 
 
 def test_the_opening_has_a_position_and_fires_nothing() -> None:
@@ -79,8 +79,10 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 @given(st.lists(st.dictionaries(TEXT, TEXT), max_size=5), st.lists(st.integers(1, 40)))
 def test_changes_survive_any_cutting(documents: list[dict[str, str]], cuts: list[int]) -> None:
     data = b"".join(
-        FRAMER.change(Position(Epoch("epoch1"), Lsn(n)), json.dumps(document).encode())
-        for n, document in enumerate(documents)
+        FRAMER.changes(
+            Epoch("epoch1"),
+            [(n, json.dumps(document).encode()) for n, document in enumerate(documents)],
+        )
     )
     parser, events = EventParser(), []
     for size in [*cuts, len(data)]:

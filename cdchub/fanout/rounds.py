@@ -1,0 +1,190 @@
+"""What capture delivers, as rounds of writes to those who are live.
+
+A delivery that comes while nothing is being written goes out at once. While a round is written,
+deliveries pile up, and the next round takes them all in one frame a feed: the busier the hub, the
+fewer writes a change costs. When that happens the loop is nearly full, and a pause as long as the
+round was, of some milliseconds at the most, halves the number of writes once more.
+
+A round goes to those who were live when it began, a slice an iteration of the loop, so that ten
+thousand writes don't hold up new connections and other streams. Inside a round some of the live ones
+stand behind the head: whatever asks where a subscriber stands, or changes who is live, waits for
+the round's end (`when_between`). Only who closes is passed over at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from cdchub.change import ChangeType, Entry
+from cdchub.config import StreamConfig
+from cdchub.fanout.feed import Feed
+from cdchub.fanout.feeds import Feeds
+from cdchub.fanout.present import Present
+from cdchub.fanout.subscriber import Subscriber, SubscriberState
+from cdchub.log.protocol import Appended, Cursor, Delivery, HistoryChanged, SchemaChanged
+
+logger = logging.getLogger("cdchub.fanout")
+
+
+class Round:
+    """The same bytes to each live subscriber of a feed, for each feed that has something new."""
+
+    def __init__(self, began_s: float) -> None:
+        self.began_s = began_s
+        self._jobs: list[tuple[bytes, Sequence[Subscriber]]] = []
+        self._job = 0
+        self._place = 0
+
+    def add(self, data: bytes, members: Sequence[Subscriber]) -> None:
+        self._jobs.append((data, members))
+
+    def write(self, writes_max: int) -> bool:
+        """Writes the next slice. False when all is written."""
+        live = SubscriberState.LIVE
+        left = writes_max
+        while self._job < len(self._jobs) and left > 0:
+            data, members = self._jobs[self._job]
+            part = members[self._place : self._place + left]
+            for subscriber in part:
+                if subscriber.state is live:
+                    subscriber.sink.write(data)
+            left -= len(part)
+            self._place += len(part)
+            if self._place == len(members):
+                self._job, self._place = self._job + 1, 0
+        return self._job < len(self._jobs)
+
+
+class Rounds:
+    """`taken` is called once for each `Appended` delivery that has been taken in; `met_break` when
+    the history of a feed's tables is interrupted behind the cursor."""
+
+    def __init__(
+        self,
+        present: Present,
+        feeds: Feeds,
+        config: StreamConfig,
+        *,
+        taken: Callable[[], None],
+        met_break: Callable[[Feed, Cursor], None],
+    ) -> None:
+        self._present = present
+        self._feeds = feeds
+        self._config = config
+        self._taken = taken
+        self._met_break = met_break
+        self._deliveries: deque[Delivery] = deque()
+        self._round: Round | None = None
+        self._between: list[Callable[[], None]] = []
+        self._pause: asyncio.TimerHandle | None = None
+        self.fault: str | None = None
+
+    def accept(self, delivery: Delivery) -> None:
+        """Takes in what capture delivers, in order. Called on the loop."""
+        self._deliveries.append(delivery)
+        if self._round is None and self._pause is None:
+            self._go_on()
+
+    def when_between(self, action: Callable[[], None]) -> None:
+        """Does it now, or at the end of the round that is being written."""
+        if self._round is None:
+            action()
+        else:
+            self._between.append(action)
+
+    def stop(self) -> None:
+        self._round = None
+        self._deliveries.clear()
+        if self._pause is not None:
+            self._pause.cancel()
+
+    def _go_on(self) -> None:
+        """Works deliveries off, until a round is under way or none is left."""
+        self._pause = None
+        try:
+            while self._deliveries and self._round is None:
+                self._take_next()
+        except Exception as fault:
+            # What capture delivers must fit; if it doesn't, somebody has to know.
+            self._round = None
+            self.fault = f"a delivery could not be taken: {fault}"
+            logger.exception("fan-out has a fault, restart the hub: %s", fault)
+
+    def _take_next(self) -> None:
+        present = self._present
+        match self._deliveries[0]:
+            case Appended():
+                self._begin_round()
+            case HistoryChanged() as history:
+                self._deliveries.popleft()
+                before = present.cursor
+                if present.take_history(history):
+                    self._feeds.framed.clear()
+                    for feed in self._feeds:
+                        self._met_break(feed, before)
+            case SchemaChanged(catalog):
+                self._deliveries.popleft()
+                present.catalog = catalog
+                self._feeds.recatalog(catalog)
+        present.tell()
+
+    def _begin_round(self) -> None:
+        before, entries = self._present.cursor, self._append()
+        broken = {entry.table for entry in entries if entry.type is ChangeType.BREAK}
+        for feed in self._feeds if broken else ():
+            if any(map(feed.matcher.covers, broken)):
+                self._met_break(feed, before)
+        round_ = Round(asyncio.get_running_loop().time())
+        epoch = self._present.head.epoch
+        for feed, items in self._feeds.index.concerned(entries).items():
+            if feed.live:
+                round_.add(b"".join(feed.frames(epoch, items)), list(feed.live))
+        self._round = round_
+        self._write_slice()
+
+    def _append(self) -> list[Entry]:
+        """Takes in what has piled up, as far as one round may carry it."""
+        found: list[Entry] = []
+        room = self._config.round_bytes_max
+        while self._deliveries and room > 0:
+            delivery = self._deliveries[0]
+            if not isinstance(delivery, Appended):
+                break
+            count = 0
+            while count < len(delivery.entries) and room > 0:
+                room -= len(delivery.entries[count].data)
+                count += 1
+            part, rest = delivery.entries[:count], delivery.entries[count:]
+            source_head_lsn = delivery.source_head_lsn
+            # The nonce is the last row's.
+            nonce = None if rest else delivery.nonce
+            self._present.append(part, source_head_lsn=source_head_lsn, nonce=nonce)
+            found += part
+            if rest:
+                self._deliveries[0] = Appended(rest, source_head_lsn, delivery.nonce)
+            else:
+                self._deliveries.popleft()
+                self._taken()
+        return found
+
+    def _write_slice(self) -> None:
+        if self._round is not None:
+            more = self._round.write(self._config.slice_writes)
+            # The transports send at the end of this iteration of the loop; their time counts.
+            then = self._write_slice if more else self._end_round
+            asyncio.get_running_loop().call_soon(then)
+
+    def _end_round(self) -> None:
+        round_, self._round = self._round, None
+        if round_ is None:
+            return
+        waiting, self._between = self._between, []
+        for action in waiting:
+            action()
+        if self._deliveries:
+            loop = asyncio.get_running_loop()
+            took_s = loop.time() - round_.began_s
+            self._pause = loop.call_later(min(took_s, self._config.tick_s), self._go_on)

@@ -1,0 +1,54 @@
+"""uvicorn's HTTP protocol, from which a stream can take its connection over.
+
+The response's head goes out through ASGI, so that routing, middleware and headers are the app's; then
+the transport gets a protocol of the stream's own and the request's task ends. On any other server the
+extension is missing, and the stream goes through ASGI.
+
+With any uvicorn: `uvicorn.run(app, http="cdchub.handover:HandOverProtocol")`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from cdchub.fanout import EXTENSION
+
+
+class HandOverProtocol(HttpToolsProtocol):
+    """One connection. It offers itself in each request's scope (ASGI 3.0, "Extensions")."""
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        # An extension is a dict by the letter of ASGI; this one is an object, for our own app.
+        self.scope["extensions"] = {EXTENSION: self}  # type: ignore[dict-item]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._let_go()
+
+    def begin_stream(self) -> None:
+        """The response that is about to start ends when the connection does (RFC 9112 §6.3, rule 8):
+        its bytes are the same for everybody, with no chunks around them."""
+        self.cycle.chunked_encoding = False
+        self.cycle.keep_alive = False
+
+    def take_transport(self) -> asyncio.Transport | None:
+        """The connection, once the head is written; None where the peer is gone already."""
+        transport = self.transport
+        if self.cycle.disconnected or transport.is_closing():
+            return None
+        # The server neither waits for this response nor sends anything more.
+        self.cycle.disconnected = True
+        self.connections.discard(self)
+        self.pipeline.clear()
+        self._unset_keepalive_if_required()
+        self._let_go()
+        return transport
+
+    def _let_go(self) -> None:
+        """Takes the reference cycles apart, so that memory does not wait for the collector."""
+        if self.scope is not None:
+            self.scope["extensions"] = {}
+        self.parser = None  # type: ignore[assignment]
