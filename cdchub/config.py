@@ -17,6 +17,8 @@ class CaptureConfig:
     # fsyncs (synchronous FULL), by however long the disk takes. So a wake that saw nothing looks
     # again: a few times at once, then at doubling intervals up to a bound that no fsync passes.
     recheck_gaps_s: tuple[float, ...] = (0.000_2,) * 10 + tuple(0.001 * 2**n for n in range(9))
+    # Looks without a hint, so long after the last commit.
+    settle_s: tuple[float, ...] = (0.02, 0.2)
     # Without a hint: a look at least this often. With inotify only as a safety net.
     safety_look_s: float = 2.0
     poll_s: float = 0.05

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from queue import Empty, SimpleQueue
 
 from cdchub.config import CaptureConfig
 from cdchub.log.protocol import Appended, Delivery
@@ -20,15 +21,23 @@ class Handover:
         self._deliver = deliver
         self._stop = stop
         self._look_s = config.safety_look_s
-        self._free = threading.BoundedSemaphore(config.handover_batches)
+        # Tokens in a queue that is written in C: taken and given back once a commit.
+        self._free: SimpleQueue[None] = SimpleQueue()
+        for _ in range(config.handover_batches):
+            self._free.put(None)
 
     def give(self, batch: Appended) -> None:
         """Delivers when there is room; not at all when it is to stop: the log has it."""
-        while not self._free.acquire(timeout=self._look_s):
-            if self._stop.is_set():
+        while True:
+            try:
+                self._free.get(timeout=self._look_s)
+            except Empty:
+                if self._stop.is_set():
+                    return
+            else:
+                self._deliver(batch)
                 return
-        self._deliver(batch)
 
     def accepted(self) -> None:
         """The loop has worked one batch off."""
-        self._free.release()
+        self._free.put(None)

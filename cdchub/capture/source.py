@@ -14,7 +14,7 @@ from cdchub.capture import install
 from cdchub.capture.commits import CommitEnds
 from cdchub.capture.connection import FileIdentity, SourcePaths, open_source, require_wal
 from cdchub.capture.decode import Decoder
-from cdchub.capture.outbox import LSN, Anchor, OutboxRow, outbox_head, read_rows
+from cdchub.capture.outbox import LSN, VALUES, Anchor, OutboxRow, outbox_head, read_rows
 from cdchub.capture.progress import CaptureCounters, Progress
 from cdchub.capture.transactions import Transactions
 from cdchub.capture.triggers import OUTBOX
@@ -81,6 +81,7 @@ class Source:
 
     def take(self, captured: install.Captured) -> None:
         self.captured = captured
+        self._width = 2
         self._decoder = Decoder(captured)
         self._sequence_page = self.connection.value(
             "SELECT rootpage FROM sqlite_schema WHERE name = 'sqlite_sequence'"
@@ -118,10 +119,15 @@ class Source:
     def read_batch(self, limit: int) -> Batch:
         """The next rows. To be called in a transaction. Raises `HistoryBroken`."""
         rows = read_rows(
-            self.connection, after=self.progress.anchor, captured=self.captured, limit=limit
+            self.connection,
+            after=self.progress.anchor,
+            captured=self.captured,
+            limit=limit,
+            width=self._width,
         )
         if not rows:
             return Batch(rows, self.progress.anchor.lsn)
+        self._width = len(rows[0]) - VALUES
         head_lsn = rows[-1][LSN] if len(rows) < limit else outbox_head(self.connection).lsn
         self._learn_ends(head_lsn)
         return Batch(rows, head_lsn)

@@ -80,6 +80,8 @@ class Tailer:
         self._wake = Wake(paths.wal, poll_s=capture.poll_s)
         self._bases = BaseKeeper(paths, log, config.base, self.counters, kick=self.kick)
         self._auditor = Auditor(capture)
+        # Whether the last look left something.
+        self._more = False
         self._mender = Mender(log, choice, append=self._append, batch_rows=capture.batch_rows)
         self._upkeep = Upkeep(log, self._bases, config)
 
@@ -150,7 +152,9 @@ class Tailer:
                 self._step(hint)
                 self._recovered()
                 hint = self._wake.wait(self._patience_s())
-                if self._source.replaced() or self._log.is_gone():
+                # A file that comes or goes is told of by itself, where inotify tells.
+                told = hint is Hint.WRITTEN and self._wake.uses_inotify
+                if not told and (self._source.replaced() or self._log.is_gone()):
                     self._reopen()
             except Busy:
                 # Only reading and pruning happen here, so there is nothing to undo.
@@ -198,7 +202,8 @@ class Tailer:
         while moved and not self._stop.is_set():
             self._recovered()
             self._keep_up(quiet=False)
-            moved = self._look()
+            # A commit since then has left a hint, unless the batch was cut short.
+            moved = self._more and self._look()
         self._keep_up(quiet=True)
 
     def _keep_up(self, *, quiet: bool) -> None:
@@ -230,6 +235,11 @@ class Tailer:
         now_s, config, progress = time.monotonic(), self._config, self._source.progress
         if self._bases.copying or self._auditor.busy:
             return 0.0
+        # A commit's hint may have come together with that of the one before, and was not visible then.
+        since_s = now_s - progress.moved_s
+        for settled_s in config.settle_s:
+            if since_s < settled_s:
+                return settled_s - since_s
         if not progress.prune_wanted(config, now_s):
             return config.safety_look_s
         # A prune waits for a pause, and so does its next slice.
@@ -252,8 +262,8 @@ class Tailer:
             self._append(batch)
         if changed:
             self._reconcile()
-            return True
-        return bool(batch.rows)
+        self._more = changed or len(batch.rows) == self._config.batch_rows
+        return changed or bool(batch.rows)
 
     def _append(self, batch: Batch) -> None:
         source = self._source

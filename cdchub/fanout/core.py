@@ -213,7 +213,8 @@ class Core:
             return
         subscriber.on(SubscriberEvent.CLOSED)
         self.outcomes[outcome] += 1
-        subscriber.feed.live.pop(subscriber, None)
+        if subscriber.feed.live.pop(subscriber, None) is not None:
+            self._rounds.somebody_closed()
         self._feeds.part(subscriber.feed)
         self._wheel[subscriber.slot].discard(subscriber)
         self.subscriber_count -= 1
@@ -278,7 +279,7 @@ class Core:
     def _go_live(self, subscriber: Subscriber) -> None:
         """In the same step in which the cursor was seen to be the head: see `seam`."""
         subscriber.on(SubscriberEvent.CAUGHT_UP)
-        subscriber.feed.live[subscriber] = None
+        subscriber.feed.live[subscriber] = subscriber.sink.write
         if subscriber.sink.is_full:
             self.is_full(subscriber)
 

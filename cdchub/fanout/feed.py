@@ -7,7 +7,7 @@ that it moves out as DELETE, and a DELETE is judged by the old row, so a view is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -249,8 +249,8 @@ class Feed:
         self.format = format
         self.matcher = Matcher(selection, catalog)
         self.members = 0
-        # In the order in which they came.
-        self.live: dict[Subscriber, None] = {}
+        # By subscriber, in the order in which they came, what writes to its transport.
+        self.live: dict[Subscriber, Callable[[bytes], None]] = {}
 
     def recatalog(self, catalog: Catalog) -> None:
         self.matcher = Matcher(self.selection, catalog)

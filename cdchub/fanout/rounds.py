@@ -16,44 +16,59 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from cdchub.change import ChangeType, Entry
 from cdchub.config import StreamConfig
 from cdchub.fanout.feed import Feed
 from cdchub.fanout.feeds import Feeds
 from cdchub.fanout.present import Present
-from cdchub.fanout.subscriber import Subscriber, SubscriberState
+from cdchub.fanout.subscriber import SubscriberState
 from cdchub.log.protocol import Appended, Cursor, Delivery, HistoryChanged, SchemaChanged
 
 logger = logging.getLogger("cdchub.fanout")
 
 
+class _Job:
+    """The same bytes to each live subscriber of a feed."""
+
+    __slots__ = ("data", "members", "writes")
+
+    def __init__(self, data: bytes, feed: Feed) -> None:
+        self.data = data
+        self.members = list(feed.live)
+        self.writes = list(feed.live.values())
+
+
 class Round:
-    """The same bytes to each live subscriber of a feed, for each feed that has something new."""
+    """What goes out to those who are live at its beginning."""
 
     def __init__(self, began_s: float) -> None:
         self.began_s = began_s
-        self._jobs: list[tuple[bytes, Sequence[Subscriber]]] = []
+        # Whether somebody has closed since, so that each must be looked at.
+        self.somebody_closed = False
+        self._jobs: list[_Job] = []
         self._job = 0
         self._place = 0
 
-    def add(self, data: bytes, members: Sequence[Subscriber]) -> None:
-        self._jobs.append((data, members))
+    def add(self, data: bytes, feed: Feed) -> None:
+        self._jobs.append(_Job(data, feed))
 
     def write(self, writes_max: int) -> bool:
         """Writes the next slice. False when all is written."""
-        live = SubscriberState.LIVE
         left = writes_max
         while self._job < len(self._jobs) and left > 0:
-            data, members = self._jobs[self._job]
-            part = members[self._place : self._place + left]
-            for subscriber in part:
-                if subscriber.state is live:
-                    subscriber.sink.write(data)
-            left -= len(part)
-            self._place += len(part)
-            if self._place == len(members):
+            job, start = self._jobs[self._job], self._place
+            part = job.writes[start : start + left]
+            if self.somebody_closed:
+                members = job.members[start : start + left]
+                part = [m.sink.write for m in members if m.state is SubscriberState.LIVE]
+            data = job.data
+            for write in part:
+                write(data)
+            self._place = min(start + left, len(job.writes))
+            left -= self._place - start
+            if self._place == len(job.writes):
                 self._job, self._place = self._job + 1, 0
         return self._job < len(self._jobs)
 
@@ -94,6 +109,11 @@ class Rounds:
             action()
         else:
             self._between.append(action)
+
+    def somebody_closed(self) -> None:
+        """One that was live is passed over from here on."""
+        if self._round is not None:
+            self._round.somebody_closed = True
 
     def stop(self) -> None:
         self._round = None
@@ -141,7 +161,7 @@ class Rounds:
         epoch = self._present.head.epoch
         for feed, items in self._feeds.index.concerned(entries).items():
             if feed.live:
-                round_.add(b"".join(feed.frames(epoch, items)), list(feed.live))
+                round_.add(b"".join(feed.frames(epoch, items)), feed)
         self._round = round_
         self._write_slice()
 

@@ -176,10 +176,10 @@ class LogWriter:
             "INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?)",
             (key, block.last_lsn, nonce, timestamp_ms, block.index, block.data),
         )
-        for name, tables in (("block_tables", block.tables), ("block_breaks", block.breaks)):
-            self._db.executemany(
-                f"INSERT INTO {name} VALUES (?, ?)", [(table, key) for table in tables]
-            )
+        for table in block.tables:
+            self._db.execute("INSERT INTO block_tables VALUES (?, ?)", (table, key))
+        for table in block.breaks:
+            self._db.execute("INSERT INTO block_breaks VALUES (?, ?)", (table, key))
         if block.rooms:
             self._db.executemany(
                 "INSERT INTO block_rooms VALUES (?, ?, ?)",
