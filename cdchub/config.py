@@ -94,7 +94,7 @@ class StreamConfig:
     # What one round carries; a subscriber that keeps up must never be full after one.
     round_bytes_max: int = 64 * 2**10
     # Writes in one iteration of the loop, some 5 µs each.
-    slice_writes: int = 500
+    slice_writes: int = 1_000
     # The longest pause between rounds while the loop is nearly full.
     tick_s: float = 0.005
     # A position that this node has not reached yet waits so long before it counts as ahead.
