@@ -15,7 +15,7 @@ import msgspec
 
 from cdchub.change import SqliteValue
 from cdchub.errors import BadFilter, MissingTable, NoRoomColumn, UnknownColumn, UnknownTable
-from cdchub.filter import Condition, parse_columns, parse_filter
+from cdchub.filter import Condition, Test, make_test, parse_columns, parse_filter
 
 
 class Affinity(Enum):
@@ -249,6 +249,13 @@ class Catalog:
                 column.literal if known and (column := known[-1].column(condition.column)) else str,
             )
             for condition in conditions
+        ]
+
+    def tests(self, selection: Selection, table: str) -> list[tuple[str, Test]]:
+        """What each row of a table must hold to be in a selection's filters, by column."""
+        return [
+            (condition.column, make_test(condition, convert))
+            for condition, convert in self.bound(selection, table)
         ]
 
     def room_columns(self, selection: Selection) -> dict[str, tuple[str, SqliteValue]]:

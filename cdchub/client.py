@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -69,24 +69,31 @@ class Client:
 
     async def status(self) -> dict[str, Any]:
         """What `/cdc/status` says. Raises `HubRefused` or `HubUnreachable`."""
-        return msgspec.json.decode(await self._get("/cdc/status", {}))  # type: ignore[no-any-return]
+        return msgspec.json.decode(await self._get("/cdc/status", []))  # type: ignore[no-any-return]
 
     async def tables(self) -> list[dict[str, Any]]:
         """What `/cdc/tables` says. Raises `HubRefused` or `HubUnreachable`."""
-        return msgspec.json.decode(await self._get("/cdc/tables", {}))  # type: ignore[no-any-return]
+        return msgspec.json.decode(await self._get("/cdc/tables", []))  # type: ignore[no-any-return]
 
-    async def snapshot(self, table: str, *, room: str | None = None) -> tuple[str, list[bytes]]:
+    async def snapshot(
+        self,
+        table: str,
+        *,
+        room: str | None = None,
+        filters: Sequence[str] = (),
+        columns: Sequence[str] = (),
+    ) -> tuple[str, list[bytes]]:
         """The present rows of one table as JSON lines, and their position.
 
         Raises `HubRefused` or `HubUnreachable`.
         """
-        parameters = {"table": table} | ({} if room is None else {"room": room})
+        parameters = _parameters([table], room=room, filters=filters, columns=columns)
         body = await self._get("/cdc/snapshot", parameters, accept="application/x-ndjson")
         head, *rows = body.splitlines()
         return str(msgspec.json.decode(head)["position"]), rows
 
     async def _get(
-        self, path: str, parameters: Mapping[str, str], *, accept: str = "application/json"
+        self, path: str, parameters: Sequence[tuple[str, str]], *, accept: str = "application/json"
     ) -> bytes:
         assert self._session is not None, "use the client as an async context manager"
         bound = aiohttp.ClientTimeout(total=self._timeout_s)
@@ -106,12 +113,25 @@ class Client:
         room: str | None = None,
         since: str | None = None,
         snapshot: bool = False,
+        filters: Sequence[str] = (),
+        columns: Sequence[str] = (),
+        conflate: bool = False,
     ) -> AsyncIterator[dict[str, Any]]:
         """Changes as INTERFACE §2 shows them, without end. Raises `HubRefused`.
 
-        A `reset` without `snapshot` is passed over here: use `events` to see it.
+        `filters` are such as `"completed=eq.0"`, all of which must hold; `conflate`: while this reader
+        lags, only the last state of each key. A `reset` without `snapshot` is passed over here: use
+        `events` to see it.
         """
-        events = self.events(tables, room=room, since=since, snapshot=snapshot)
+        events = self.events(
+            tables,
+            room=room,
+            since=since,
+            snapshot=snapshot,
+            filters=filters,
+            columns=columns,
+            conflate=conflate,
+        )
         async for event in events:
             if event.name == "message":
                 yield msgspec.json.decode(event.data)
@@ -123,6 +143,10 @@ class Client:
         room: str | None = None,
         since: str | None = None,
         snapshot: bool = False,
+        filters: Sequence[str] = (),
+        columns: Sequence[str] = (),
+        conflate: bool = False,
+        format: str | None = None,
         follow: bool = True,
         positions: bool = False,
     ) -> AsyncIterator[Event]:
@@ -134,10 +158,11 @@ class Client:
         With `follow=False` it ends at the first `caught-up`, and a broken connection is an error
         (`HubUnreachable`). Raises `HubRefused` for what a retry won't mend.
         """
-        parameters = [("table", table) for table in tables or ("*",)]
-        parameters += [("room", room)] if room is not None else []
+        parameters = _parameters(tables or ("*",), room=room, filters=filters, columns=columns)
         parameters += [("since", since)] if since is not None else []
         parameters += [("snapshot", "1")] if snapshot else []
+        parameters += [("conflate", "1")] if conflate else []
+        parameters += [("format", format)] if format is not None else []
         parser = EventParser()
         while True:
             try:
@@ -169,6 +194,16 @@ class Client:
                 for event in parser.feed(chunk):
                     yield event
                 yield Event("position", "", parser.last_id)
+
+
+def _parameters(
+    tables: Sequence[str], *, room: str | None, filters: Sequence[str], columns: Sequence[str]
+) -> list[tuple[str, str]]:
+    parameters = [("table", table) for table in tables]
+    parameters += [("room", room)] if room is not None else []
+    parameters += [("filter", text) for text in filters]
+    parameters += [("columns", name) for name in columns]
+    return parameters
 
 
 async def _check(response: aiohttp.ClientResponse) -> None:

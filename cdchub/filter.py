@@ -232,6 +232,9 @@ class Narrow:
     values: tuple[SqliteValue, ...] = ()
 
 
+EVERYTHING = Narrow()
+
+
 def narrow(
     conditions: Sequence[tuple[Condition, tuple[SqliteValue, ...]]], quote: Callable[[str], str]
 ) -> Narrow:

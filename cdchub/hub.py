@@ -191,8 +191,12 @@ class Hub:
         room: str | None = None,
         since: str | None = None,
         snapshot: bool = False,
+        filters: Sequence[str] = (),
+        columns: Sequence[str] = (),
     ) -> AsyncIterator[dict[str, Any]]:
         """The changes of these tables (`"*"`: all), as INTERFACE §2 has them, until the hub ends.
+
+        `filters` are such as `"completed=eq.0"` (INTERFACE §3), all of which must hold.
 
         `since` is a position, an LSN, `"now"` (this call's) or `"beginning"`; `snapshot`: first the
         present rows. Where a table's history has a hole, a subscriber without `snapshot` goes on
@@ -202,7 +206,7 @@ class Hub:
         if self.running_core is None:
             raise UsageError("this hub is not running: use it inside `async with hub`")
         catalog = self.core.present.catalog
-        selection = catalog.select(catalog.names(tables), room)
+        selection = catalog.select(catalog.names(tables), room, filters=filters, columns=columns)
         wanted = None if since is None else parse_since(since)
         start: Start = None
         if isinstance(wanted, Beginning):

@@ -21,6 +21,7 @@ from cdchub.capture.snapshot import SnapshotStale, SnapshotTooSlow, Spool, take_
 from cdchub.catalog import Catalog, Selection, SnapshotFormat
 from cdchub.config import SnapshotConfig
 from cdchub.errors import Overloaded
+from cdchub.fanout import Matcher
 from cdchub.log import LogReader
 from cdchub.log.protocol import BaseInfo, Cursor, Expired
 
@@ -152,7 +153,8 @@ class Spools:
         tables = tuple(table.name for table in catalog.chosen(selection))
         file = tempfile.TemporaryFile(dir=self._paths.database.parent)  # noqa: SIM115
         try:
-            for lines in self._log.base_changes(base, tables, catalog.room_columns(selection)):
+            seen = Matcher(selection, catalog).snapshot_row
+            for lines in self._log.base_changes(base, tables, seen):
                 file.write(lines)
             file.flush()
             return Spool(base.lsn, tables, file, file.tell())

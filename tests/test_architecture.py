@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "ws": WORDS | {"fanout", "log.protocol"},
     "http": WORDS | {"fanout", "log.protocol"},
     "views": WORDS,
-    "spools": WORDS | {"capture", "log"},
+    "spools": WORDS | {"capture", "log", "fanout"},
     "following": WORDS | {"capture", "log"},
     "capturing": WORDS | {"capture", "log", "following"},
     "hub": WORDS | {"capture", "log", "fanout", "spools", "following", "capturing", "app"},

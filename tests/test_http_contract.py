@@ -69,8 +69,9 @@ BAD_REQUESTS = [
     ("/cdc/{e}?table=_cdchub_outbox", 404, "unknown_table"),
     ("/cdc/{e}?table=sqlite_schema", 404, "unknown_table"),
     ("/cdc/{e}?table=things&room=a", 400, "no_room_column"),
-    ("/cdc/{e}?table=things&filter=id=eq.1", 400, "not_implemented"),
-    ("/cdc/{e}?table=things&columns=id", 400, "not_implemented"),
+    ("/cdc/{e}?table=things&filter=id", 400, "bad_filter"),
+    ("/cdc/{e}?table=things&filter=nope=eq.1", 400, "unknown_column"),
+    ("/cdc/{e}?table=things&columns=nope", 400, "unknown_column"),
     ("/cdc/{e}?table=things&source=x", 400, "not_implemented"),
 ]
 BAD_POSITIONS = ["foo", "-1", "", "1.5", "%FF", "a:b", "abcdefgh:", ":1", "abcdefgh:-1", "x:1", "1:1:1"]
@@ -99,8 +100,7 @@ def test_a_malformed_position_is_400(
 @pytest.mark.parametrize(
     ("query", "code"),
     [
-        ("format=debezium", "not_implemented"),
-        ("format=nonsense", None),
+        ("format=nonsense", "validation_failed"),
         ("limit=0", None),
         ("limit=-1", None),
         ("limit=x", None),

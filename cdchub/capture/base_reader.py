@@ -18,7 +18,7 @@ from cdchub.capture import install
 from cdchub.capture.connection import SourcePaths, open_source
 from cdchub.capture.driver import Connection
 from cdchub.capture.outbox import outbox_head
-from cdchub.capture.snapshot import Pace, snapshot_changes
+from cdchub.capture.snapshot import Pace, Rows, snapshot_changes
 from cdchub.capture.table import Shape
 from cdchub.capture.telling import schema_of
 from cdchub.catalog import TableSchema
@@ -117,7 +117,7 @@ def read_base(
         for shape in shapes:
             lines: list[bytes] = []
             size = 0
-            for changes in snapshot_changes(connection, shape, lsn, pace):
+            for changes in snapshot_changes(connection, Rows(shape), lsn, pace):
                 part = encode_lines(changes)
                 lines += part
                 size += sum(map(len, part))

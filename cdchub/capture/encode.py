@@ -7,7 +7,7 @@ encoded once; only a column with a value that JSON can't carry is converted one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from itertools import starmap
 from typing import Any
 
@@ -20,16 +20,22 @@ Columns = Sequence[Sequence[SqliteValue]]
 
 
 class RowEncoder:
-    """Makes JSON objects of rows, in the order and under the names of a shape's captured columns."""
+    """Makes JSON objects of rows, in the order and under the names of a shape's captured columns; or
+    of `only` some of them."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, only: Container[str] | None = None) -> None:
         self.shape = shape
-        self._row = _object_of(shape.captured)
+        self._only = None
+        if only is not None:
+            self._only = [place for place, name in enumerate(shape.captured) if name in only]
+        self._row = _object_of([name for name in shape.captured if only is None or name in only])
         self._key = _object_of(shape.key or ("rowid",))
         self._places = [shape.captured.index(name) for name in shape.key]
 
     def rows(self, columns: Columns) -> Iterable[object]:
         """One object a row, of columns in the shape's order."""
+        if self._only is not None:
+            columns = [columns[place] for place in self._only]
         return starmap(self._row, zip(*map(wire_column, columns), strict=True))
 
     def keys(self, columns: Columns, rowids: Sequence[int | None]) -> Iterable[object]:

@@ -80,3 +80,15 @@ class Progress:
         self._pruned_lsn = self.prune_below - 1
         self._pruned_s = now_s
         self.outbox_bytes = 0
+
+    def patience_s(self, config: CaptureConfig, now_s: float) -> float:
+        """How long to wait for a hint before looking without one."""
+        since_s = now_s - self.moved_s
+        # A commit's hint may have come together with that of the one before, and was not visible then.
+        for settled_s in config.settle_s:
+            if since_s < settled_s:
+                return settled_s - since_s
+        if not self.prune_wanted(config, now_s):
+            return config.safety_look_s
+        # A prune waits for a pause, and so does its next slice.
+        return max(0.0, config.prune_quiet_s - since_s)

@@ -8,6 +8,7 @@ from typing import Any
 
 from cdchub.capture.table import Database, Shape, quote, rowid_text
 from cdchub.change import InvalidText, SqliteValue
+from cdchub.filter import EVERYTHING, Narrow
 
 # What SQLite returns is untyped: the rowid, or None without one, then the captured values.
 ScannedRow = tuple[Any, ...]
@@ -16,16 +17,16 @@ ScannedRow = tuple[Any, ...]
 BATCH_ROWS = 500
 
 
-def scan(db: Database, shape: Shape) -> Iterator[list[ScannedRow]]:
-    """Batches of rows, in key order."""
+def scan(db: Database, shape: Shape, where: Narrow = EVERYTHING) -> Iterator[list[ScannedRow]]:
+    """Batches of rows, in key order, without those that `where` leaves out."""
     rowid = rowid_text(shape)
     first = "NULL" if rowid is None else f"_cdchub_t.{rowid}"
     columns = [f"_cdchub_t.{quote(name)}" for name in shape.captured]
     order = [f"_cdchub_t.{quote(name)}" for name in shape.key] or [first]
-    tail = f"FROM {quote(shape.name)} _cdchub_t ORDER BY {', '.join(order)}"
+    tail = f"FROM {quote(shape.name)} _cdchub_t {where.sql} ORDER BY {', '.join(order)}"
     done = 0
     try:
-        rows = iter(db.iterate(f"SELECT {first}, {', '.join(columns)} {tail}"))
+        rows = iter(db.iterate(f"SELECT {first}, {', '.join(columns)} {tail}", where.values))
         while batch := list(islice(rows, BATCH_ROWS)):
             yield batch
             done += len(batch)
@@ -33,7 +34,7 @@ def scan(db: Database, shape: Shape) -> Iterator[list[ScannedRow]]:
         # One row holds TEXT that is no UTF-8: go on from that batch, reading bytes.
         codec = text_codec(db)
         sql = f"SELECT {first}, {exact_columns(columns)} {tail} LIMIT -1 OFFSET ?"
-        rows = iter(db.iterate(sql, (done,)))
+        rows = iter(db.iterate(sql, (*where.values, done)))
         while batch := [(row[0], *decode_exact(row[1:], codec)) for row in islice(rows, BATCH_ROWS)]:
             yield batch
 

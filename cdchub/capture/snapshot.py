@@ -28,11 +28,12 @@ from cdchub.capture.outbox import (
     outbox_head,
 )
 from cdchub.capture.scan import ScannedRow, scan
-from cdchub.capture.table import Shape
+from cdchub.capture.table import Shape, quote
 from cdchub.capture.triggers import OUTBOX
-from cdchub.catalog import Selection, SnapshotFormat
+from cdchub.catalog import Catalog, Selection, SnapshotFormat
 from cdchub.change import ChangeType, SqliteValue, WireChange, encode_lines, wire_value
 from cdchub.errors import CdchubError
+from cdchub.filter import EVERYTHING, Narrow, Test, literals, make_test, narrow
 
 _BUFFER_BYTES = 256 * 2**10
 
@@ -88,9 +89,8 @@ def take_snapshot(
             catalog = captured.catalog()
             chosen = [table.name for table in catalog.chosen(selection)]
             shapes = {captured.shapes[i].name: captured.shapes[i] for i in captured.active}
-            rooms = catalog.rooms(selection)
-            wanted = [shapes[name] for name in chosen]
-            for lines in _lines(connection, wanted, rooms, lsn, format, Pace(timeout_s, stop)):
+            wanted = [rows_of(selection, catalog, shapes[name]) for name in chosen]
+            for lines in _lines(connection, wanted, lsn, format, Pace(timeout_s, stop)):
                 file.write(lines)
         file.flush()
         return Spool(lsn, tuple(chosen), file, file.tell())
@@ -131,16 +131,66 @@ class Pace:
             raise SnapshotTooSlow("the hub is ending")
 
 
+# The place of a column that a table doesn't have (any more).
+_NOWHERE = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Which rows of a table are shown, and which of their columns. `tests` are by place in a scanned
+    row, and decide; `where` only spares SQLite's reading."""
+
+    shape: Shape
+    where: Narrow = EVERYTHING
+    tests: tuple[tuple[int, Test], ...] = ()
+    columns: frozenset[str] | None = None
+
+    def shown(self, name: str) -> bool:
+        return self.columns is None or name in self.columns
+
+    def batches(self, connection: Connection, pace: Pace) -> Iterator[list[ScannedRow]]:
+        for batch in scan(connection, self.shape, self.where):
+            pace.check()
+            kept = batch
+            for place, test in self.tests:
+                if place == _NOWHERE:
+                    kept = kept if test(None) else []
+                else:
+                    kept = [row for row in kept if test(row[place])]
+            if kept:
+                yield kept
+
+
+def rows_of(selection: Selection, catalog: Catalog, shape: Shape) -> Rows:
+    """What a selection shows of one table."""
+    bound = catalog.bound(selection, shape.name)
+    tests = [(c.column, make_test(c, convert)) for c, convert in bound]
+    if shape.name in (rooms := catalog.room_columns(selection)):
+        column, room = rooms[shape.name]
+        tests.append((column, lambda value: value == room))
+    there = [(c, literals(c, convert)) for c, convert in bound if c.column in shape.captured]
+    places = {name: place for place, name in enumerate(shape.captured, 1)}
+    wanted = selection.columns_of(shape.name)
+    return Rows(
+        shape,
+        narrow(there, quote),
+        # A column that is gone holds nothing.
+        tuple((places.get(name, _NOWHERE), test) for name, test in tests),
+        None if wanted is None else frozenset(wanted),
+    )
+
+
 def snapshot_changes(
-    connection: Connection, shape: Shape, lsn: int, pace: Pace, *, room: SqliteValue = None
+    connection: Connection, rows: Rows, lsn: int, pace: Pace
 ) -> Iterator[list[WireChange]]:
-    """The rows of one table as SNAPSHOT changes, in batches; of one room, if one is given.
+    """The rows of one table as SNAPSHOT changes, in batches.
 
     They are parts of one transaction: whoever has the last one marks it as the commit.
     """
-    encoder = RowEncoder(shape)
+    shape = rows.shape
+    encoder = RowEncoder(shape, rows.columns)
     now_ms = time.time_ns() // 1_000_000
-    for batch in _batches(connection, shape, pace, room):
+    for batch in rows.batches(connection, pace):
         rowids, *columns = zip(*batch, strict=True)
         yield [
             WireChange(lsn, _SNAPSHOT, shape.name, key, None, row, now_ms, lsn, commit=False)
@@ -151,53 +201,33 @@ def snapshot_changes(
 _SNAPSHOT = ChangeType.SNAPSHOT.name
 
 
-def _batches(
-    connection: Connection, shape: Shape, pace: Pace, room: SqliteValue
-) -> Iterator[list[ScannedRow]]:
-    place = None
-    if room is not None and shape.room is not None:
-        place = 1 + shape.captured.index(shape.room)
-    for batch in scan(connection, shape):
-        pace.check()
-        kept = batch if place is None else [row for row in batch if row[place] == room]
-        if kept:
-            yield kept
-
-
 def _lines(
-    connection: Connection,
-    shapes: list[Shape],
-    rooms: dict[str, SqliteValue],
-    lsn: int,
-    format: SnapshotFormat,
-    pace: Pace,
+    connection: Connection, wanted: Sequence[Rows], lsn: int, format: SnapshotFormat, pace: Pace
 ) -> Iterator[bytes]:
     """The spool's content, some lines at a time."""
     if format is SnapshotFormat.CHANGES:
-        yield from _change_lines(connection, shapes, rooms, lsn, pace)
+        yield from _change_lines(connection, wanted, lsn, pace)
         return
-    for shape in shapes:
-        encoder = RowEncoder(shape)
+    for rows in wanted:
+        captured = rows.shape.captured
+        encoder = RowEncoder(rows.shape, rows.columns)
+        places = [place for place, name in enumerate(captured, 1) if rows.shown(name)]
         if format is SnapshotFormat.CSV:
-            yield _csv_line(shape.captured)
-        for batch in _batches(connection, shape, pace, rooms.get(shape.name)):
+            yield _csv_line([name for name in captured if rows.shown(name)])
+        for batch in rows.batches(connection, pace):
             if format is SnapshotFormat.CSV:
-                yield b"".join(_csv_line([csv_value(value) for value in row[1:]]) for row in batch)
+                yield b"".join(_csv_line([csv_value(row[p]) for p in places]) for row in batch)
             else:
                 _, *columns = zip(*batch, strict=True)
                 yield b"\n".join([*encode_lines(list(encoder.rows(columns))), b""])
 
 
 def _change_lines(
-    connection: Connection,
-    shapes: list[Shape],
-    rooms: dict[str, SqliteValue],
-    lsn: int,
-    pace: Pace,
+    connection: Connection, wanted: Sequence[Rows], lsn: int, pace: Pace
 ) -> Iterator[bytes]:
     held: list[WireChange] = []
-    for shape in shapes:
-        for changes in snapshot_changes(connection, shape, lsn, pace, room=rooms.get(shape.name)):
+    for rows in wanted:
+        for changes in snapshot_changes(connection, rows, lsn, pace):
             yield b"\n".join([*encode_lines(held + changes[:-1]), b""])
             held = changes[-1:]
     for last in held:

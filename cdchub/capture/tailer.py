@@ -232,18 +232,9 @@ class Tailer:
         return False
 
     def _patience_s(self) -> float:
-        now_s, config, progress = time.monotonic(), self._config, self._source.progress
         if self._bases.copying or self._auditor.busy:
             return 0.0
-        # A commit's hint may have come together with that of the one before, and was not visible then.
-        since_s = now_s - progress.moved_s
-        for settled_s in config.settle_s:
-            if since_s < settled_s:
-                return settled_s - since_s
-        if not progress.prune_wanted(config, now_s):
-            return config.safety_look_s
-        # A prune waits for a pause, and so does its next slice.
-        return max(0.0, progress.moved_s + config.prune_quiet_s - now_s)
+        return self._source.progress.patience_s(self._config, time.monotonic())
 
     # Reading.
 

@@ -34,7 +34,7 @@ from cdchub.errors import NotCaptured, StartError
 from cdchub.fanout import EntryRows, Gone, Matcher, View, resolve
 from cdchub.log import LogReader
 from cdchub.log.protocol import Cursor, Expired, LogState
-from cdchub.position import Beginning, Now, Since
+from cdchub.position import Beginning, Epoch, Now, Since
 
 _PAGE_ROWS = 1_000
 _PAGE_BYTES = 4 * 2**20
@@ -131,6 +131,14 @@ class Follower:
             raise StartError(f"this position can't be served ({found.reason}): use --snapshot")
         self._cursor = found
 
+    @property
+    def epoch(self) -> Epoch:
+        """The history that the last item belongs to."""
+        state = self._log_state()
+        info = None if state is None else state.by_number(self._cursor.epoch)
+        # Before the first hub there is only the outbox, which has no name.
+        return Epoch("outbox") if info is None else info.epoch
+
     def _log_state(self) -> LogState | None:
         if self._reader is None and self._paths.log.exists():
             self._reader = LogReader(self._paths.log)
@@ -166,8 +174,7 @@ class Follower:
             return
         bases = [base for base in self._reader.bases() if base.epoch == state.present.number]
         tables = [table.name for table in self._catalog.chosen(self._selection)]
-        rooms = self._catalog.room_columns(self._selection)
-        for lines in self._reader.base_changes(bases[0], tables, rooms):
+        for lines in self._reader.base_changes(bases[0], tables, self._matcher.snapshot_row):
             yield from lines.splitlines()
         self._cursor, self._nonce = Cursor(state.present.number, bases[0].lsn), None
 

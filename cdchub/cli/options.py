@@ -126,7 +126,8 @@ def _tail(words: Any) -> Parser:
     command.add_argument("--room", metavar="R", help="only this room")
     command.add_argument("--since", metavar="P", help="<epoch>:<lsn>, <lsn>, now or beginning")
     command.add_argument("--snapshot", action="store_true", help="first the rows that are there")
-    command.add_argument("--format", choices=["pretty", "json"], help="pretty on a terminal")
+    formats = ["pretty", "json", "debezium", "cloudevents"]
+    command.add_argument("--format", choices=formats, help="pretty on a terminal, json in a pipe")
     command.add_argument("--no-follow", action="store_true", help="end at the present")
     command.add_argument(
         "--check", action="store_true", help="compare what the stream tells with what the hub holds"

@@ -13,6 +13,7 @@ from cdchub.cli.options import is_url
 from cdchub.cli.pretty import pretty
 from cdchub.client import Client
 from cdchub.errors import BadPosition, RequestError, StartError, UsageError
+from cdchub.fanout import Format, encode
 from cdchub.position import Now, parse_since
 
 
@@ -27,6 +28,8 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("--check compares a stream with its hub: give the hub's URL, or use verify")
     if options.check and not (options.since is None or options.since == "beginning"):
         raise UsageError("--check begins with a snapshot, or with --since beginning")
+    if options.check and _wire_format(options) is not Format.CDCHUB:
+        raise UsageError("--check reads the hub's own format: leave out --format")
     if options.check:
         asyncio.run(_check_url(options, printer))
     elif is_url(options.source):
@@ -34,6 +37,12 @@ def run(options: argparse.Namespace) -> int:
     else:
         _tail_file(options, printer)
     return 0
+
+
+def _wire_format(options: argparse.Namespace) -> Format:
+    """The format that a change comes in; `pretty` and `json` are made of the hub's own."""
+    own = options.format in (None, "pretty", "json")
+    return Format.CDCHUB if own else Format(options.format)
 
 
 class Printer:
@@ -66,7 +75,7 @@ def _tail_file(options: argparse.Namespace, printer: Printer) -> None:
             if isinstance(item, Note):
                 printer.note(item.text)
             else:
-                printer.change(item)
+                printer.change(encode(_wire_format(options), follower.epoch, item))
     finally:
         follower.close()
 
@@ -101,6 +110,7 @@ async def _tail_url(options: argparse.Namespace, printer: Printer) -> None:
             room=options.room,
             since=options.since,
             snapshot=options.snapshot,
+            format=_wire_format(options).value,
             follow=not options.no_follow,
         )
         async for event in events:

@@ -20,11 +20,12 @@ from cdchub.change import (
     WireRow,
     both_rows,
     from_wire,
+    new_value,
     rewritten,
 )
 from cdchub.fanout.encoding import Format, encode
 from cdchub.fanout.subscriber import Subscriber
-from cdchub.filter import Operator, Test, literals, make_test
+from cdchub.filter import Operator, Test, literals
 from cdchub.log.protocol import Narrowing
 from cdchub.position import Epoch, Position
 
@@ -180,6 +181,7 @@ class Matcher:
         self._catalog = catalog
         self._tables = None if selection.tables is None else frozenset(selection.tables)
         self._rooms: dict[str, SqliteValue] = catalog.rooms(selection)
+        self._room_columns = catalog.room_columns(selection)
         self._views: dict[str, _TableView] = {}
 
     def covers(self, table: str) -> bool:
@@ -203,6 +205,14 @@ class Matcher:
         value = entry.room_old if str(entry.room_old) == room else entry.room_new
         return self._make_view(entry.table, value).data(change)
 
+    def snapshot_row(self, table: str, line: bytes) -> bytes | None:
+        """A row of a table, as a SNAPSHOT change, as this selection sees it."""
+        room = None
+        if table in self._room_columns:
+            column, _ = self._room_columns[table]
+            room = new_value(line, column)
+        return self._view(table).data(EntryRows(Entry(0, ChangeType.SNAPSHOT, table, None, room, line)))
+
     def items(self, entries: Iterable[Entry]) -> list[Item]:
         """The matching ones, by LSN."""
         return [
@@ -222,10 +232,9 @@ class Matcher:
         return view
 
     def _make_view(self, table: str, room: SqliteValue) -> _TableView:
-        tests: list[tuple[str, Test]] = []
+        tests = self._catalog.tests(self.selection, table)
         held: Holding | None = None if room is None else Holding(None, (room,))
         for condition, convert in self._catalog.bound(self.selection, table):
-            tests.append((condition.column, make_test(condition, convert)))
             if held is None and condition.operator in (Operator.EQ, Operator.IN):
                 held = Holding(condition.column, literals(condition, convert))
         columns = self.selection.columns_of(table)

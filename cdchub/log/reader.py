@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from cdchub.change import Entry, SqliteValue, as_commit, new_value
+from cdchub.change import Entry, as_commit
 from cdchub.log import bases
 from cdchub.log.blocks import key_of
 from cdchub.log.entries import read_entries
@@ -77,12 +77,12 @@ class LogReader:
         return bases.read_bases(self._connection())
 
     def base_changes(
-        self, base: BaseInfo, tables: Sequence[str], rooms: Mapping[str, tuple[str, SqliteValue]]
+        self, base: BaseInfo, tables: Sequence[str], seen: Callable[[str, bytes], bytes | None]
     ) -> Iterator[bytes]:
         """A base's rows as SNAPSHOT changes, some lines at a time: one transaction.
 
-        `rooms`: by table, the (room column, value) that its rows must have. Raises `Expired` where
-        retention has dropped the base. The log is held back while this is read.
+        `seen`: what is to be shown of a table's row, a SNAPSHOT change, if anything. Raises `Expired`
+        where retention has dropped the base. The log is held back while this is read.
         """
         db = self._connection()
         held: list[bytes] = []
@@ -91,10 +91,7 @@ class LogReader:
             if all(known.id != base.id for known in bases.read_bases(db)):
                 raise Expired(f"the base snapshot at LSN {base.lsn} is gone")
             for table, lines in bases.read_chunks(db, base.id, tables):
-                kept = lines
-                if table in rooms:
-                    column, wanted = rooms[table]
-                    kept = [line for line in lines if new_value(line, column) == wanted]
+                kept = [shown for line in lines if (shown := seen(table, line)) is not None]
                 if kept:
                     yield b"\n".join([*held, *kept[:-1], b""])
                     held = kept[-1:]

@@ -26,7 +26,7 @@ from cdchub.capture.decode import Decoder
 from cdchub.capture.driver import Connection, Driver
 from cdchub.capture.install import Captured
 from cdchub.capture.outbox import LSN, NONCE, TIMESTAMP, Anchor, outbox_head, prune, read_rows
-from cdchub.capture.snapshot import Pace, snapshot_changes, take_snapshot
+from cdchub.capture.snapshot import Pace, rows_of, snapshot_changes, take_snapshot
 from cdchub.capture.table import quote
 from cdchub.capture.tailer import Tailer
 from cdchub.capture.transactions import Transactions
@@ -34,6 +34,7 @@ from cdchub.capture.triggers import OUTBOX
 from cdchub.catalog import Catalog, Selection, SnapshotFormat
 from cdchub.change import encode_lines
 from cdchub.config import BaseConfig, CaptureConfig, Config, LogConfig
+from cdchub.fanout import Matcher
 from cdchub.log import LogReader, LogWriter
 from cdchub.log.protocol import Appended, Delivery
 from tests.harness import wait_for
@@ -231,15 +232,14 @@ class MemoryHub:
         """The present rows as SNAPSHOT changes, and the LSN at which they are so."""
         lsn = outbox_head(self.connection).lsn
         catalog = self.catalog()
-        rooms = catalog.rooms(selection)
         shapes = {
             shape.name: shape for shape in map(self.captured.shapes.get, self.captured.active) if shape
         }
         lines: list[bytes] = []
         for info in catalog.chosen(selection):
-            shape, room = shapes[info.name], rooms.get(info.name)
+            rows = rows_of(selection, catalog, shapes[info.name])
             pace = Pace(_SNAPSHOT_TIMEOUT_S, None)
-            for changes in snapshot_changes(self.connection, shape, lsn, pace, room=room):
+            for changes in snapshot_changes(self.connection, rows, lsn, pace):
                 lines += encode_lines(changes)
         return lsn, lines
 
@@ -357,6 +357,6 @@ def base_lines(reader: LogReader, epoch: int, selection: Selection, catalog: Cat
     """The newest base of an epoch: its LSN, and what a subscriber gets of it."""
     base = [base for base in reader.bases() if base.epoch == epoch][-1]
     tables = [info.name for info in catalog.chosen(selection)]
-    rooms = catalog.room_columns(selection)
-    parts: Iterator[bytes] = reader.base_changes(base, tables, rooms)
+    seen = Matcher(selection, catalog).snapshot_row
+    parts: Iterator[bytes] = reader.base_changes(base, tables, seen)
     return base.lsn, b"".join(parts).splitlines()
