@@ -114,6 +114,8 @@ class SnapshotConfig:
     # A spool that is so young serves further requests for the same rows; the log fills the rest.
     share_s: float = 2.0
     chunk_bytes: int = 64 * 2**10
+    # A spool that is so small stays in memory while it is shared: a crowd is served without a thread.
+    held_bytes_max: int = 2**20
     concurrent: int = 2
     # How often a snapshot is tried again when the source was being replaced under it.
     attempts: int = 20

@@ -34,9 +34,10 @@ _Key = tuple[int, Selection, SnapshotFormat]
 class OpenSpool:
     """One reader's view of a spool."""
 
-    def __init__(self, spool: Spool, epoch_number: int, chunk_bytes: int) -> None:
+    def __init__(self, spool: Spool, epoch_number: int, config: SnapshotConfig) -> None:
         self._spool = spool
-        self._chunk_bytes = chunk_bytes
+        self._chunk_bytes = config.chunk_bytes
+        self._held_bytes_max = config.held_bytes_max
         self.cursor = Cursor(epoch_number, spool.lsn)
 
     @property
@@ -45,6 +46,17 @@ class OpenSpool:
 
     async def lines(self) -> AsyncIterator[bytes]:
         """The spool in pieces that end with a line."""
+        spool = self._spool
+        if spool.size_bytes > self._held_bytes_max:
+            async for piece in self._read():
+                yield piece
+            return
+        if spool.held is None:
+            spool.held = [piece async for piece in self._read()]
+        for piece in spool.held:
+            yield piece
+
+    async def _read(self) -> AsyncIterator[bytes]:
         descriptor, offset, rest = self._spool.file.fileno(), 0, b""
         while offset < self._spool.size_bytes:
             chunk = await asyncio.to_thread(os.pread, descriptor, self._chunk_bytes, offset)
@@ -113,7 +125,7 @@ class Spools:
             try:
                 spool, epoch_number = await asyncio.shield(shared.making)
                 if spool.lsn >= at_least_lsn or epoch_number != key[0]:
-                    yield OpenSpool(spool, epoch_number, self._config.chunk_bytes)
+                    yield OpenSpool(spool, epoch_number, self._config)
                     return
                 self._expire(key, shared)
             finally:
@@ -130,7 +142,7 @@ class Spools:
             self._threads, partial(self._read_base, selection)
         )
         try:
-            yield OpenSpool(spool, epoch_number, self._config.chunk_bytes)
+            yield OpenSpool(spool, epoch_number, self._config)
         finally:
             spool.close()
 

@@ -52,12 +52,16 @@ class SnapshotTooSlow(CdchubError):
 
 @dataclass(slots=True)
 class Spool:
-    """The rows as they were at `lsn`, as a file that has no name. `close` frees it."""
+    """The rows as they were at `lsn`, as a file that has no name. `close` frees it.
+
+    A reader of a small one may leave it in `held`, in pieces that end with a line, for the next.
+    """
 
     lsn: int
     tables: tuple[str, ...]
     file: IO[bytes]
     size_bytes: int
+    held: list[bytes] | None = None
 
     def close(self) -> None:
         self.file.close()
