@@ -14,9 +14,10 @@ the round's end (`when_between`). Only who closes is passed over at once.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from cdchub.change import ChangeType, Entry
 from cdchub.config import StreamConfig
@@ -124,11 +125,16 @@ class Rounds:
     def _go_on(self) -> None:
         """Works deliveries off, until a round is under way or none is left."""
         self._pause = None
-        try:
+        with self._noting_faults():
             while self._deliveries and self._round is None:
                 self._take_next()
+
+    @contextlib.contextmanager
+    def _noting_faults(self) -> Iterator[None]:
+        """What capture delivers must fit, and go out; if it doesn't, somebody has to know."""
+        try:
+            yield
         except Exception as fault:
-            # What capture delivers must fit; if it doesn't, somebody has to know.
             self._round = None
             self.fault = f"a delivery could not be taken: {fault}"
             logger.exception("fan-out has a fault, restart the hub: %s", fault)
@@ -191,7 +197,9 @@ class Rounds:
         return found
 
     def _write_slice(self) -> None:
-        if self._round is not None:
+        if self._round is None:
+            return
+        with self._noting_faults():
             more = self._round.write(self._config.slice_writes)
             # The transports send at the end of this iteration of the loop; their time counts.
             then = self._write_slice if more else self._end_round
