@@ -55,7 +55,14 @@ class Core:
         self._config = config
         self.present = present
         self._feeds = feeds = Feeds(present, config)
-        self._rounds = Rounds(present, feeds, config, taken=taken, met_break=self._meet_break)
+        self._rounds = Rounds(
+            present,
+            feeds,
+            config,
+            taken=taken,
+            met_break=self._meet_break,
+            failed=self._cut_live_off,
+        )
         self._wheel: list[set[Subscriber]] = [set() for _ in range(_SLOTS)]
         self._next_slot = 0
         self.subscriber_count = 0
@@ -102,6 +109,13 @@ class Core:
         """Breaks are rare, and told in one place only: where readers catch up."""
         for subscriber in list(feed.live):
             self._leave_live(subscriber, SubscriberEvent.MET_BREAK, before)
+
+    def _cut_live_off(self) -> None:
+        """Who may have missed something comes back with the position that it has."""
+        for feed in list(self._feeds):
+            for subscriber in list(feed.live):
+                subscriber.sink.abort()
+                self.unsubscribe(subscriber, "fault")
 
     # What sinks tell.
 

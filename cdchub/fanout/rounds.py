@@ -76,7 +76,8 @@ class Round:
 
 class Rounds:
     """`taken` is called once for each `Appended` delivery that has been taken in; `met_break` when
-    the history of a feed's tables is interrupted behind the cursor."""
+    the history of a feed's tables is interrupted behind the cursor; `failed` when a round could not be
+    made or written, so that some live ones may have missed it."""
 
     def __init__(
         self,
@@ -86,12 +87,14 @@ class Rounds:
         *,
         taken: Callable[[], None],
         met_break: Callable[[Feed, Cursor], None],
+        failed: Callable[[], None],
     ) -> None:
         self._present = present
         self._feeds = feeds
         self._config = config
         self._taken = taken
         self._met_break = met_break
+        self._failed = failed
         self._deliveries: deque[Delivery] = deque()
         self._round: Round | None = None
         self._between: list[Callable[[], None]] = []
@@ -136,6 +139,7 @@ class Rounds:
             yield
         except Exception as fault:
             self._round = None
+            self._failed()
             self.fault = f"a delivery could not be taken: {fault}"
             logger.exception("fan-out has a fault, restart the hub: %s", fault)
 
