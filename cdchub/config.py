@@ -113,6 +113,9 @@ class SnapshotConfig:
     timeout_s: float = 120.0
     # A spool that is so young serves further requests for the same rows; the log fills the rest.
     share_s: float = 2.0
+    # While a crowd still reads one and the log has gone on by no more than this, it serves on.
+    share_s_max: float = 30.0
+    share_changes_max: int = 1_000
     chunk_bytes: int = 64 * 2**10
     # A spool that is so small stays in memory while it is shared: a crowd is served without a thread.
     held_bytes_max: int = 2**20

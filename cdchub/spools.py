@@ -188,13 +188,26 @@ class Spools:
             shared = self._shared[key] = _Shared(
                 asyncio.get_running_loop().create_task(self._take(selection, format))
             )
-            shared.making.add_done_callback(lambda _: self._age(key, shared))
+            shared.making.add_done_callback(lambda _: self._made(key, shared))
         return key, shared
 
-    def _age(self, key: _Key, shared: _Shared) -> None:
-        failed = shared.making.cancelled() or shared.making.exception() is not None
-        delay_s = 0.0 if failed else self._config.share_s
-        asyncio.get_running_loop().call_later(delay_s, self._expire, key, shared)
+    def _made(self, key: _Key, shared: _Shared) -> None:
+        loop = asyncio.get_running_loop()
+        if shared.making.cancelled() or shared.making.exception() is not None:
+            self._expire(key, shared)
+        else:
+            loop.call_later(self._config.share_s, self._age, key, shared, loop.time())
+
+    def _age(self, key: _Key, shared: _Shared, made_s: float) -> None:
+        """Lets a spool grow old, unless a crowd is still at it and what has followed is little."""
+        loop, config = asyncio.get_running_loop(), self._config
+        spool, _ = shared.making.result()
+        head, _ = self._anchor()
+        near = head.epoch == key[0] and head.lsn - spool.lsn <= config.share_changes_max
+        if shared.readers and near and loop.time() - made_s < config.share_s_max:
+            loop.call_later(config.share_s, self._age, key, shared, made_s)
+        else:
+            self._expire(key, shared)
 
     def _expire(self, key: _Key, shared: _Shared) -> None:
         shared.young = False
