@@ -46,9 +46,9 @@ VALUES: list[SqliteValue] = [
     None, 0, -0.0, 1, 1.0, 2, 2**53 + 1, "1", "x", "xy", "", b"x", InvalidText(b"x\xff"),
 ]  # fmt: skip
 FILTERS = [
-    "id=eq.1", "v=eq.1", "v=eq.1.0", "v=eq.x", "v=in.(1,1.0,x)", "v=in.(2)", "v=neq.1", "v=gt.0", "v=lte.x",
-    "v=is.null", "v=is.not_null", "w=eq.1", "w=in.(x,xy)", "w=like.x*", "w=eq.", "room=eq.x", "v=eq.-0.0",
-    "v=eq.9007199254740993",
+    "id=eq.1", "v=eq.1", "v=eq.1.0", "v=eq.x", "v=in.(1,1.0,x)", "v=in.(2)", "v=neq.1", "v=gt.0",
+    "v=lte.x", "v=is.null", "v=is.not_null", "v=eq.-0.0", "v=eq.9007199254740993", "w=eq.1",
+    "w=in.(x,xy)", "w=like.x*", "w=eq.", "room=eq.x",
 ]  # fmt: skip
 
 
