@@ -42,9 +42,10 @@ def affinity_of(declared_type: str, *, strict: bool = False) -> Affinity:
     return Affinity.NUMERIC
 
 
-_INTEGER = re.compile(r"\s*[+-]?\d+\s*")
+# ASCII: SQLite knows neither the digits nor the spaces of other scripts.
+_INTEGER = re.compile(r"\s*[+-]?\d+\s*", re.ASCII)
 _NUMBER_CHARS_MAX = 400
-_NUMBER = re.compile(r"\s*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*")
+_NUMBER = re.compile(r"\s*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ The notation is PostgREST's.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -106,13 +105,14 @@ def _path(text: str, at: int, *, end: str) -> tuple[tuple[str, ...], int]:
     """`column` or `table.column` up to `end` or the end of the text, and where that is."""
     names: list[str] = []
     while True:
+        start = at
         if text.startswith('"', at):
             name, at = _quoted(text, at)
         else:
-            start, at = at, _find(text, at, f".{end}")
+            at = _find(text, at, f".{end}")
             name = text[start:at]
         if not name:
-            raise BadFilter(text, at, "needs the name of a column here")
+            raise BadFilter(text, start, "needs the name of a column here")
         names.append(name)
         if at == len(text) or text[at] == end:
             return tuple(names), at
@@ -204,10 +204,8 @@ def _ordered(operator: Operator, than: tuple[int, object]) -> Test:
 def _rank(value: SqliteValue) -> tuple[int, object]:
     """Sorts as SQLite does: by storage class, then by value."""
     match value:
-        case InvalidText():
-            return 2, bytes(value)
-        case str():
-            return 2, value.encode("utf-8", "surrogatepass")
+        case str() | InvalidText():
+            return 2, _text_bytes(value)
         case bytes():
             return 3, value
     return 1, value
@@ -215,9 +213,32 @@ def _rank(value: SqliteValue) -> tuple[int, object]:
 
 def _like(pattern: str) -> Test:
     """`*` stands for any characters; only texts are like anything."""
-    parts = map(re.escape, pattern.split("*"))
-    expression = re.compile(".*".join(parts), re.DOTALL)
-    return lambda value: isinstance(value, str) and expression.fullmatch(value) is not None
+    first, *others = (_text_bytes(part) for part in pattern.split("*"))
+
+    def test(value: SqliteValue) -> bool:
+        if not isinstance(value, (str, InvalidText)):
+            return False
+        text = _text_bytes(value)
+        if not others:
+            return text == first
+        *between, last = others
+        end = len(text) - len(last)
+        if not text.startswith(first) or not text.endswith(last) or end < len(first):
+            return False
+        # The first place of each part is as good as any: many stars cost no more than one.
+        place = len(first)
+        for part in between:
+            place = text.find(part, place, end)
+            if place < 0:
+                return False
+            place += len(part)
+        return True
+
+    return test
+
+
+def _text_bytes(text: str | InvalidText) -> bytes:
+    return text.encode("utf-8", "surrogatepass") if isinstance(text, str) else bytes(text)
 
 
 # Narrowing.

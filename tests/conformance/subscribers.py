@@ -9,7 +9,7 @@ from typing import Any
 
 from cdchub.catalog import Selection
 from cdchub.change import ChangeType, Entry
-from cdchub.fanout import Matcher
+from cdchub.fanout import EntryRows, Matcher
 from cdchub.log import LogReader
 from cdchub.log.protocol import Cursor
 from loadtest.rows import Rows, apply
@@ -103,7 +103,7 @@ class Subscriber:
                 self._lost.add(entry.table)
                 self.rows.pop(entry.table, None)
             return
-        data = matcher.data(entry)
+        data = matcher.data(EntryRows(entry))
         if data is None:
             return
         change = parsed(data)
@@ -113,9 +113,7 @@ class Subscriber:
 
     def _replace_lost(self) -> None:
         known = {table.name for table in self._hub.catalog().tables}
-        lsn, lines = self._hub.snapshot(
-            Selection(tuple(sorted(self._lost & known)), self.selection.room)
-        )
+        lsn, lines = self._hub.snapshot(self.selection.only([*(self._lost & known)]))
         self._take(lines)
         self._snapshots |= dict.fromkeys(self._lost, lsn)
         self._lost.clear()

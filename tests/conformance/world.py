@@ -6,7 +6,7 @@ What must hold, program by program:
   last_insert_rowid() after each statement, and the same rows;
 - the log has no hole; transactions are contiguous, whole, and end where commits did;
 - every subscriber, however it began and wherever it stopped, holds exactly the rows, or exactly the
-  rows of its room, byte for byte and type for type;
+  rows of its room or filter, byte for byte and type for type;
 - the rows fit into an empty database made of the log's own account of the table;
 - the preupdate hook saw the same changes, commit by commit.
 """
@@ -24,12 +24,13 @@ from typing import Any
 import apsw
 
 from cdchub.capture.choice import Choice, TableChoice
-from cdchub.capture.table import Shape, quote
+from cdchub.capture.table import Shape
 from cdchub.catalog import Selection
 from cdchub.log import LogReader
 from cdchub.log.protocol import Cursor
 from loadtest.rows import Rows, Table, from_wire, key_from_wire
 from tests.conformance.checks import check_transactions, check_updates, compare
+from tests.conformance.filters import expected_rows, random_selection
 from tests.conformance.hubs import FileHub, Hub, Logs, MemoryHub, head_of
 from tests.conformance.programs import BASE, CHECK, JOIN, LOOK, PRUNE, READ, Program, name_of
 from tests.conformance.rivals import AfterTriggers, HookOracle, disagreements
@@ -112,6 +113,7 @@ class _World:
         self._everything.begin_with_base()
         if program.room is not None:
             self._subscribe("a room", self._room()).begin_with_base()
+        self._subscribe("a filter", self._filter()).begin_with_base()
 
     # Making it.
 
@@ -159,6 +161,16 @@ class _World:
         # With other tables or without: the log narrows by room where it is one table alone.
         tables = None if self._rng.random() < 0.3 else (self._table,)
         return Selection(tables, self._program.follows)
+
+    def _filter(self) -> Selection:
+        catalog = self._hub.catalog()
+        if not catalog.tables:
+            return Selection(None)
+        info = self._rng.choice(
+            [each for each in catalog.tables if each.name == self._table] or catalog.tables
+        )
+        room = self._program.follows if self._rng.random() < 0.3 else None
+        return random_selection(self._rng, catalog, info, room=room, encoding=self._program.encoding)
 
     def _twin(self) -> None:
         """Gives every captured table of the twin triggers, too."""
@@ -257,7 +269,10 @@ class _World:
     def _join(self) -> None:
         self._end()
         self._look()
-        selection = self._room() if self._program.room and self._rng.random() < 0.5 else Selection(None)
+        draw = self._rng.random()
+        selection = self._filter() if draw < 0.4 else Selection(None)
+        if draw > 0.7 and self._program.room:
+            selection = self._room()
         subscriber = self._subscribe("one that came later", selection)
         if self._rng.random() < 0.5:
             subscriber.begin_with_snapshot()
@@ -286,16 +301,14 @@ class _World:
         return {shape.name: rows for shape in self._shapes() if (rows := read_table(db, shape))}
 
     def _expected(self, subscriber: Subscriber, present: Rows) -> Rows:
-        """SQLite decides what is in a room."""
+        """SQLite decides what is in a room or a filter."""
         selection = subscriber.selection
         found: Rows = {}
         for shape in self._shapes():
             if selection.tables is not None and shape.name not in selection.tables:
                 continue
-            rows = present.get(shape.name, {})
-            if selection.room is not None and shape.room is not None:
-                where = f"WHERE {quote(shape.room)} COLLATE BINARY = ?"
-                rows = read_table(self._captured, shape, where, selection.room)
+            present_rows = present.get(shape.name, {})
+            rows = expected_rows(self._captured, selection, shape, present_rows)
             if rows:
                 found[shape.name] = rows
         return found
