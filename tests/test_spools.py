@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from functools import partial
 from pathlib import Path
 
 from cdchub import Hub
@@ -18,6 +19,10 @@ TODOS = Selection(("todos",))
 
 def config(**snapshot: float) -> Config:
     return Config(snapshot=SnapshotConfig(**snapshot))  # type: ignore[arg-type]
+
+
+def _is_past(loop: asyncio.AbstractEventLoop, time_s: float) -> bool:
+    return loop.time() > time_s
 
 
 async def ids(hub: Hub) -> list[str]:
@@ -49,7 +54,7 @@ async def test_while_somebody_reads_it_a_spool_serves_on(database: Path) -> None
         for _ in range(3):
             # Longer than a spool is young, without which it would have been let go.
             old_s = loop.time() + 0.02
-            await until(lambda: loop.time() > old_s, "the spool to be old")
+            await until(partial(_is_past, loop, old_s), "the spool to be old")
             await ids(hub)
         assert hub.spools.taken == 1
         await stack.aclose()
