@@ -307,6 +307,12 @@ CASES = {
         setup=["CREATE TABLE t(id INTEGER PRIMARY KEY, room)", "INSERT INTO t VALUES (1, 'r')"],
         history={"schema_changed"},
     ),
+    "a room column gets another type": Case(
+        transaction(*rebuild("id INTEGER PRIMARY KEY, room INTEGER", "SELECT id, room FROM t")),
+        {"reset": 1},
+        setup=["CREATE TABLE t(id INTEGER PRIMARY KEY, room TEXT)", "INSERT INTO t VALUES (1, '5')"],
+        history={"schema_changed"},
+    ),
     "row changes and a schema change in one transaction": Case(
         transaction(
             "UPDATE t SET a = 'early' WHERE id = 1",

@@ -58,7 +58,7 @@ class Teller:
         self._note_schema(new.shape)
         known = self._knowing(old.shape)
         # Rows are sorted into rooms anew: what a room's follower holds can't be told by the rows.
-        if known is None or old.shape.room != new.shape.room or not self._fits(new.shape):
+        if known is None or _sorted_otherwise(old.shape, new.shape) or not self._fits(new.shape):
             self._break(new)
         else:
             count = write_difference(self._db, known, old=old, new=new)
@@ -131,3 +131,11 @@ def schema_of(db: Database, shape: Shape, *, begins: bool = False) -> TableSchem
         sql=sql,
         begins=begins,
     )
+
+
+def _sorted_otherwise(old: Shape, new: Shape) -> bool:
+    """Whether rows are in other rooms: by another column, or one that compares otherwise."""
+    if old.room is None or old.room != new.room:
+        return old.room != new.room
+    before, after = old.info().column(old.room), new.info().column(old.room)
+    return before is None or after is None or before.affinity is not after.affinity
