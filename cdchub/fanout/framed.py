@@ -31,9 +31,11 @@ class _Block(NamedTuple):
 
 
 class FramedRing:
-    def __init__(self, present: Present, *, bytes_max: int) -> None:
+    def __init__(self, present: Present, *, bytes_max: int, page_bytes: int) -> None:
+        """Holds `bytes_max`, and serves about `page_bytes` at a time."""
         self._present = present
         self._bytes_max = bytes_max
+        self._page_bytes = page_bytes
         self._bytes = 0
         self._blocks: OrderedDict[tuple[Feed, int], _Block] = OrderedDict()
 
@@ -65,8 +67,7 @@ class FramedRing:
         while self._bytes > self._bytes_max and len(self._blocks) > 1:
             _, oldest = self._blocks.popitem(last=False)
             self._bytes -= len(oldest.data)
-        place = bisect_right(block.lsns, lsn)
-        return block.data[block.offsets[place] :], block.end
+        return _part(block, lsn, bytes_max=self._page_bytes)
 
     def _make(self, feed: Feed, lsn: int) -> _Block | None:
         first = lsn - lsn % _BLOCK_LSNS
@@ -79,6 +80,16 @@ class FramedRing:
         frames = feed.frames(view.log.present.epoch, items)
         offsets = [0, *accumulate(map(len, frames))]
         return _Block(start, entries[-1].lsn, [lsn for lsn, _ in items], offsets, b"".join(frames))
+
+
+def _part(block: _Block, lsn: int, *, bytes_max: int) -> tuple[bytes, int]:
+    """What a block has after `lsn`, or the first `bytes_max` of that, one change at the least."""
+    first = bisect_right(block.lsns, lsn)
+    begin = block.offsets[first]
+    last = max(first + 1, bisect_right(block.offsets, begin + bytes_max) - 1)
+    if last >= len(block.lsns):
+        return block.data[begin:], block.end
+    return block.data[begin : block.offsets[last]], block.lsns[last - 1]
 
 
 def _breaks(entry: Entry, feed: Feed) -> bool:

@@ -150,7 +150,7 @@ class Present:
                 except Expired:
                     return Gone("expired" if after.epoch == self.cursor.epoch else "epoch")
             case ReadRing():
-                entries = self._ring.after(after.lsn, rows_max=rows_max)
+                entries = self._ring.after(after.lsn, rows_max=rows_max, bytes_max=bytes_max)
                 return Page(entries, entries[-1].lsn)
             case GoLive() | AwaitLog():
                 return Page((), after.lsn)

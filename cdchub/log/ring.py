@@ -7,6 +7,7 @@ what falls out is still in the log. It holds one entry at least, however large.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 from cdchub.change import Entry
 
@@ -55,12 +56,17 @@ class Ring:
             del self._entries[: self._start]
             self._start = 0
 
-    def after(self, lsn: int, *, rows_max: int) -> Sequence[Entry]:
-        """The entries that follow `lsn`, at most `rows_max`. `lsn` must not be below the floor."""
+    def after(self, lsn: int, *, rows_max: int, bytes_max: int | None = None) -> Sequence[Entry]:
+        """The entries that follow `lsn`, at most `rows_max`, and no further ones when their data has
+        `bytes_max`. `lsn` must not be below the floor."""
         if lsn < self.floor_lsn:
             raise ValueError(f"LSN {lsn} has left the ring, which begins after {self.floor_lsn}")
         first = self._start + lsn - self.floor_lsn
-        return self._entries[first : first + rows_max]
+        found = self._entries[first : first + rows_max]
+        if bytes_max is not None:
+            sizes = accumulate(len(entry.data) for entry in found)
+            found = found[: 1 + sum(size < bytes_max for size in sizes)]
+        return found
 
     def restart(self, *, head_lsn: int) -> None:
         """Empties the ring for a new epoch, whose next LSN is `head_lsn` + 1."""
