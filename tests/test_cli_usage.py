@@ -68,7 +68,7 @@ def run_briefly(*arguments: str) -> subprocess.CompletedProcess[str]:
         ["serve", "DB", "--advertise", "http://x"],
         ["serve", "DB", "--config", "/no/such/file.toml"],
         ["tail", "DB", "--check"],
-        ["tail", "DB", "--format", "debezium"],
+        ["tail", "DB", "--format", "nonsense"],
         ["tail", "DB", "--since", "nonsense"],
         ["serve", "DB", "--base-interval", "0"],
         ["serve", "DB", "--table", "t:capture=some"],
