@@ -1,0 +1,307 @@
+"""The two readers of a crowd: one counts any server's events, one follows cdchub's positions.
+
+A `Counter` finds a marker with bytes.count and never parses. A `Follower` checks each LSN against the
+one before. A thousand followers of one feed receive the same bytes, so what a piece says is parsed
+once and looked up by its bytes after that; that is what lets one Python process check a crowd.
+
+Latency is sampled from stamps in a piece as it arrives: the last one and, where it has several, the
+first one too, which has waited longest. Taking the last one alone would flatter servers that batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+import time
+from array import array
+from typing import Any, NamedTuple
+
+from loadtest.row_writer import MARKER, STAMP_DIGITS
+
+# Percentiles are taken from so many samples at most, evenly chosen.
+_SAMPLES_MAX = 1_000_000
+# Pieces that are remembered with what they say; larger ones are hardly ever received twice.
+_KNOWN_MAX = 512
+_KNOWN_BYTES_MAX = 64 * 2**10
+_HEAD_BYTES_MAX = 16 * 2**10
+# l_onoff, l_linger: closing sends RST, so that no port waits for a minute in TIME_WAIT.
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+class Tally:
+    """What all readers of a process have received since the last `clear`."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self.delivered = self.bytes = self.reads = 0
+        self.latencies_ns = array("q")
+        self.last_read_ns = 0
+
+    def figures(self) -> dict[str, Any]:
+        latencies = self.latencies_ns[:: 1 + len(self.latencies_ns) // _SAMPLES_MAX]
+        ordered = sorted(latencies)
+
+        def ms(percent: float) -> float | None:
+            if not ordered:
+                return None
+            return round(ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))] / 1e6, 3)
+
+        return {
+            "delivered": self.delivered,
+            "bytes": self.bytes,
+            "reads": self.reads,
+            "lastReadNs": self.last_read_ns,
+            "p50Ms": ms(50),
+            "p99Ms": ms(99),
+            "maxMs": ms(100),
+        }
+
+
+class Reader(asyncio.Protocol):
+    """Asks for a stream, checks the answer's head, and passes on what follows."""
+
+    def __init__(self, tally: Tally, request: bytes, on_open: asyncio.Future[None]) -> None:
+        self.tally = tally
+        self.request = request
+        self.on_open = on_open
+        self.transport: asyncio.Transport | None = None
+        self.error: str | None = None
+        self._head: bytes | None = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport), "a stream connection was asked for"
+        self.transport = transport
+        transport.write(self.request)
+
+    def data_received(self, data: bytes) -> None:
+        if self._head is None:
+            self.take(data)
+            return
+        head, found, rest = (self._head + data).partition(b"\r\n\r\n")
+        if not found and len(head) < _HEAD_BYTES_MAX:
+            self._head = head
+            return
+        if not head.startswith(b"HTTP/1.1 200"):
+            self.error = f"the stream was refused: {head[:300]!r}"
+            self.cut()
+            return
+        self._head = None
+        if not self.on_open.done():
+            self.on_open.set_result(None)
+        if rest:
+            self.take(rest)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self.on_open.done():
+            reason = self.error or f"closed before its head: {error}"
+            self.on_open.set_exception(ConnectionError(reason))
+        self.lost()
+
+    def take(self, data: bytes) -> None:
+        raise NotImplementedError
+
+    def lost(self) -> None:
+        """The connection has ended, by whomever."""
+
+    def cut(self) -> None:
+        """Ends the connection as a broken network does: at once, with no goodbye."""
+        if self.transport is None:
+            return
+        raw = self.transport.get_extra_info("socket")
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self.transport.abort()
+
+
+class Counter(Reader):
+    """Counts the marker. One that is cut in two by the network is counted too."""
+
+    _tail = b""
+
+    def take(self, data: bytes) -> None:
+        tally, now_ns = self.tally, time.monotonic_ns()
+        edge = len(MARKER) - 1
+        count = data.count(MARKER) + (self._tail + data[:edge]).count(MARKER)
+        self._tail = data[-edge:]
+        tally.bytes += len(data)
+        tally.reads += 1
+        tally.last_read_ns = now_ns
+        if count:
+            tally.delivered += count
+            _sample(tally, data, data.rfind(MARKER), now_ns)
+            if count > 1:
+                _sample(tally, data, data.find(MARKER), now_ns)
+
+
+def _sample(tally: Tally, data: bytes, at: int, now_ns: int) -> None:
+    digits = data[at + len(MARKER) : at + len(MARKER) + STAMP_DIGITS]
+    # A stamp at the very end of a piece may lack digits; its sample is left out, not guessed.
+    if at >= 0 and len(digits) == STAMP_DIGITS:
+        tally.latencies_ns.append(now_ns - int(digits))
+
+
+class Step(NamedTuple):
+    """Something that a stream says: LSNs from `first` to `last`, so many rows, an event at an LSN."""
+
+    kind: str
+    first: int
+    last: int
+
+
+class Piece(NamedTuple):
+    steps: list[Step]
+    # The whole id of the last block that has one, for Last-Event-ID.
+    last_id: bytes
+    changes: int
+    stamps_ns: list[int]
+
+
+def parse(data: bytes) -> Piece:
+    """Whole blocks, each ended by an empty line, as steps; neighbours of a kind become one step."""
+    steps: list[Step] = []
+    last_id, changes = b"", 0
+    # The LSNs of changes, one after the other, that are no step yet.
+    first, last = 0, -1
+    for block in data.split(b"\n\n"):
+        at = 0 if block.startswith(b"id: ") else block.find(b"\nid: ") + 1 or -1
+        id_, _, rest = block[at + 4 :].partition(b"\n") if at >= 0 else (b"", b"", block)
+        lsn = int(id_.rpartition(b":")[2]) if id_ else -1
+        last_id = id_ or last_id
+        if id_ and rest.startswith(b"data: "):
+            changes += 1
+            if lsn == last + 1 and last >= first:
+                last = lsn
+                continue
+            if last >= first:
+                steps.append(Step("changes", first, last))
+            first = last = lsn
+            continue
+        if last >= first:
+            steps.append(Step("changes", first, last))
+            first, last = 0, -1
+        if rest.startswith(b"event: "):
+            steps.append(Step(rest[7:].partition(b"\n")[0].decode(), lsn, lsn))
+        elif rest.startswith(b"data: "):
+            rows = steps.pop().last if steps and steps[-1].kind == "rows" else 0
+            steps.append(Step("rows", rows + 1, rows + 1))
+        elif id_:
+            steps.append(Step("cursor", lsn, lsn))
+    stamps = data.split(MARKER)[1:]
+    ends = [stamps[0], stamps[-1]] if len(stamps) > 1 else stamps
+    return Piece(steps, last_id, changes, [int(end[:STAMP_DIGITS]) for end in ends])
+
+
+class Progress:
+    """Where one follower is, over all its connections, and whatever was wrong on the way."""
+
+    __slots__ = (
+        "caughtUp",
+        "changes",
+        "cuts",
+        "dense",
+        "disorder",
+        "gaps",
+        "last_id",
+        "lsn",
+        "refused",
+        "repeats",
+        "resets",
+        "rows",
+        "snapshots",
+        "unexpected",
+    )
+
+    def __init__(self, *, dense: bool) -> None:
+        # Whether it must see every LSN: one table in the database, and no filter.
+        self.dense = dense
+        self.last_id = b""
+        self.lsn = -1
+        self.changes = self.gaps = self.repeats = self.disorder = 0
+        self.resets = self.snapshots = self.rows = self.caughtUp = 0
+        self.cuts = self.refused = self.unexpected = 0
+
+    def follow(self, piece: Piece) -> None:
+        self.changes += piece.changes
+        self.last_id = piece.last_id or self.last_id
+        for step in piece.steps:
+            match step.kind:
+                case "changes":
+                    self._arrive(step)
+                case "rows":
+                    self.rows += step.last
+                case "caught-up" | "cursor":
+                    # It promises that everything up to here was written before.
+                    if self.dense and self.lsn >= 0 and step.last != self.lsn:
+                        self.gaps += step.last > self.lsn
+                        self.disorder += step.last < self.lsn
+                    self.caughtUp += step.kind == "caught-up"
+                    self.lsn = step.last
+                case "snapshot":
+                    self.snapshots += 1
+                    self.lsn = -1
+                case "reset":
+                    self.resets += 1
+                    self.lsn = step.last
+                case "refused":
+                    self.refused += 1
+                case _:
+                    # `error`, or an event that this program has never heard of.
+                    self.unexpected += 1
+
+    def _arrive(self, step: Step) -> None:
+        if step.first <= self.lsn:
+            self.repeats += 1
+        elif self.dense and self.lsn >= 0 and step.first != self.lsn + 1:
+            self.gaps += 1
+        self.lsn = step.last
+
+
+class Follower(Reader):
+    """One connection of a `Progress`."""
+
+    known: dict[bytes, Piece] = {}  # noqa: RUF012  (shared by all on purpose: the same bytes)
+
+    def __init__(
+        self, tally: Tally, request: bytes, on_open: asyncio.Future[None], progress: Progress
+    ) -> None:
+        super().__init__(tally, request, on_open)
+        self.progress = progress
+        self.wanted = True
+        self.on_lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._rest = b""
+
+    def take(self, data: bytes) -> None:
+        tally, now_ns = self.tally, time.monotonic_ns()
+        tally.bytes += len(data)
+        tally.reads += 1
+        tally.last_read_ns = now_ns
+        if self._rest:
+            data = self._rest + data
+        end = data.rfind(b"\n\n") + 2
+        if end == 1:
+            self._rest = data
+            return
+        whole, self._rest = (data, b"") if end == len(data) else (data[:end], data[end:])
+        piece = self.known.get(whole)
+        if piece is None:
+            piece = parse(whole)
+            if len(whole) <= _KNOWN_BYTES_MAX:
+                if len(self.known) >= _KNOWN_MAX:
+                    self.known.clear()
+                self.known[whole] = piece
+        tally.delivered += piece.changes
+        for moment_ns in piece.stamps_ns:
+            tally.latencies_ns.append(now_ns - moment_ns)
+        self.progress.follow(piece)
+
+    def lost(self) -> None:
+        if self.wanted:
+            self.progress.cuts += 1
+        if not self.on_lost.done():
+            self.on_lost.set_result(None)
+
+    def cut(self) -> None:
+        self.wanted = False
+        super().cut()
