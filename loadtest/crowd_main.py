@@ -43,7 +43,7 @@ class Crowd:
         self._back = asyncio.Event()
 
     async def open(self, command: Command) -> Command:
-        """`count` more readers, `concurrent` of them at a time, each until its answer's head is here."""
+        """`count` more readers, `concurrent` of them at a time, each until it has its head."""
         began_s = time.monotonic()
         await self._at_once(command["count"], command["concurrent"], self._add)
         return {"open": len(self._readers), "seconds": time.monotonic() - began_s}

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 import time
+from typing import cast
 
 import uvloop
 
@@ -27,8 +28,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport), "a stream connection was asked for"
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)
 
     def post(self, moment_ns: int) -> None:
         assert self._transport is not None, "it is connected before it posts"

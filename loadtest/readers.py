@@ -15,7 +15,7 @@ import socket
 import struct
 import time
 from array import array
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from loadtest.row_writer import MARKER, STAMP_DIGITS
 
@@ -72,9 +72,8 @@ class Reader(asyncio.Protocol):
         self._head: bytes | None = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport), "a stream connection was asked for"
-        self.transport = transport
-        transport.write(self.request)
+        self.transport = cast("asyncio.Transport", transport)
+        self.transport.write(self.request)
 
     def data_received(self, data: bytes) -> None:
         if self._head is None:
