@@ -71,9 +71,7 @@ class Publisher:
     async def run(self) -> dict[str, float]:
         options, loop = self._options, asyncio.get_running_loop()
         for _ in range(options.connections):
-            _, made = await loop.create_connection(
-                lambda: Connection(self), "127.0.0.1", options.port
-            )
+            _, made = await loop.create_connection(lambda: Connection(self), "127.0.0.1", options.port)
             self._free.put_nowait(made)
         began_ns, number = time.monotonic_ns(), 0
         while self._goes_on(number, time.monotonic_ns() - began_ns):
