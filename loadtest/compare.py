@@ -20,16 +20,16 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from loadtest.crowd import Crowd
+from loadtest.fanout_bench import until_idle
 from loadtest.machine import Cores, ProcessCost, bound_to, raise_descriptor_limit
 from loadtest.peers import PEERS, Peer
 from loadtest.spine import describe_machine
-from loadtest.wire import LoadTestError, wait_for
+from loadtest.wire import LoadTestError
 
 # Nothing for so long after the last event: what has not come is lost.
 _SILENCE_S = 3.0
@@ -76,14 +76,14 @@ def run(name: str, peer_name: str, scenario: Scenario, cores: Cores) -> Result:
 
 
 def _load(scenario: Scenario, peer: Peer, pid: int, crowd: Crowd) -> Result:
-    _until_idle(pid)
+    until_idle(pid)
     opening = ProcessCost(pid)
     crowd.open(scenario.subscribers)
-    _until_idle(pid)
+    until_idle(pid)
     opened_cpu_s, idle_kib = opening.cpu_s, opening.rss_kib_more
     crowd.do("clear")
     before = crowd.figures()
-    serving, began_s = ProcessCost(pid), time.monotonic()
+    serving = ProcessCost(pid)
     # At a rate the events are counted: a publisher that is late sends them all the same.
     seconds = scenario.seconds + (_DELIVERY_S_MAX if scenario.rate else 0.0)
     with peer.publisher(scenario.rate, seconds, scenario.rows_max, scenario.connections) as publisher:
@@ -92,7 +92,7 @@ def _load(scenario: Scenario, peer: Peer, pid: int, crowd: Crowd) -> Result:
     crowd.do("until", field="delivered", least=expected, silenceS=_SILENCE_S, withinS=_DELIVERY_S_MAX)
     server_cpu_s = serving.cpu_s
     found = crowd.figures()
-    took_s = found["lastReadNs"] / 1e9 - began_s
+    took_s = max(1e-9, (found["lastReadNs"] - found["firstReadNs"]) / 1e9)
     delivered = max(1, found["delivered"])
     return {
         "subscribers": scenario.subscribers,
@@ -107,22 +107,6 @@ def _load(scenario: Scenario, peer: Peer, pid: int, crowd: Crowd) -> Result:
         "kibPerConnection": idle_kib / scenario.subscribers,
         "cpuUsPerConnect": 1e6 * opened_cpu_s / scenario.subscribers,
     }
-
-
-def _until_idle(pid: int) -> None:
-    """Until the server has taken less than 2 % of a core for a quarter of a second."""
-    look_s = 0.25
-    last_cpu_s, last_s = float("-inf"), time.monotonic()
-    cost = ProcessCost(pid)
-
-    def idle() -> bool:
-        nonlocal last_cpu_s, last_s
-        cpu_s, now_s = cost.cpu_s, time.monotonic()
-        share = (cpu_s - last_cpu_s) / max(now_s - last_s, 1e-9)
-        last_cpu_s, last_s = cpu_s, now_s
-        return share < 0.02
-
-    wait_for(idle, "the server to be idle", within_s=30.0, every_s=look_s)
 
 
 COLUMNS: dict[str, str] = {
@@ -163,7 +147,10 @@ def table(name: str, results: list[Result]) -> list[str]:
 def _cell(values: list[float]) -> str:
     if not values:
         return "none"
-    show: Callable[[float], str] = lambda v: f"{v:,.0f}" if abs(v) >= 100 else f"{v:.2f}"  # noqa: E731
+
+    def show(value: float) -> str:
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2f}"
+
     median = show(statistics.median(values))
     return median if len(values) == 1 else f"{median} ({show(min(values))}–{show(max(values))})"
 

@@ -14,6 +14,7 @@ import contextlib
 import gc
 import json
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ import uvloop
 
 from loadtest.machine import raise_descriptor_limit
 from loadtest.readers import Counter, Follower, Progress, Reader, Tally
+from loadtest.wire import HOST
 
 # A follower that was cut or refused comes back after this; a browser would wait 5 s ± 50 %.
 _RETRY_S = 0.25
@@ -80,10 +82,21 @@ class Crowd:
             return Follower(self.tally, request, is_open, progress)
 
         async with asyncio.timeout(_OPEN_S_MAX):
-            transport, made = await loop.create_connection(reader, "127.0.0.1", options.port)
+            if options.receive_bytes:
+                raw = await self._narrow_socket(options.receive_bytes)
+                _, made = await loop.create_connection(reader, sock=raw)
+            else:
+                _, made = await loop.create_connection(reader, HOST, options.port)
             await is_open
-        del transport
         return made
+
+    async def _narrow_socket(self, receive_bytes: int) -> socket.socket:
+        """A connected socket with a small buffer, which has to be set before it connects."""
+        raw = socket.socket()
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        raw.settimeout(0)
+        await asyncio.get_running_loop().sock_connect(raw, (HOST, self._options.port))
+        return raw
 
     async def _keep(self, slot: int, number: int, progress: Progress) -> None:
         """Comes back whenever the connection is lost, where the last one ended."""
@@ -111,7 +124,11 @@ class Crowd:
         for reader in self._readers:
             reader.cut()
         await asyncio.gather(*(r.on_lost for r in self._readers if isinstance(r, Follower)))
-        return {"cut": len(self._readers)}
+        count = len(self._readers)
+        if not self._options.follow:
+            # Nobody brings them back.
+            self._readers.clear()
+        return {"cut": count}
 
     async def resume(self, _: Command) -> Command:
         self._away = False
@@ -191,7 +208,7 @@ class Crowd:
 
 
 def _request(path: str, progress: Progress | None) -> bytes:
-    lines = [f"GET {path} HTTP/1.1", "Host: 127.0.0.1", "Accept: text/event-stream"]
+    lines = [f"GET {path} HTTP/1.1", f"Host: {HOST}", "Accept: text/event-stream"]
     if progress is not None and progress.last_id:
         lines.append(f"Last-Event-ID: {progress.last_id.decode()}")
     return "\r\n".join([*lines, "", ""]).encode()
@@ -204,6 +221,7 @@ def main() -> int:
     parser.add_argument("--follow", action="store_true", help="check LSNs, come back when cut")
     parser.add_argument("--sparse", action="store_true", help="LSNs may be missing: there is a filter")
     parser.add_argument("--preferred", action="store_true", help="before others on its core, if root")
+    parser.add_argument("--receive-bytes", type=int, default=0, help="a receive buffer of this size")
     options = parser.parse_args()
     raise_descriptor_limit()
     if options.preferred:

@@ -38,7 +38,7 @@ class Tally:
     def clear(self) -> None:
         self.delivered = self.bytes = self.reads = 0
         self.latencies_ns = array("q")
-        self.last_read_ns = 0
+        self.first_read_ns = self.last_read_ns = 0
 
     def figures(self) -> dict[str, Any]:
         latencies = self.latencies_ns[:: 1 + len(self.latencies_ns) // _SAMPLES_MAX]
@@ -53,6 +53,7 @@ class Tally:
             "delivered": self.delivered,
             "bytes": self.bytes,
             "reads": self.reads,
+            "firstReadNs": self.first_read_ns,
             "lastReadNs": self.last_read_ns,
             "p50Ms": ms(50),
             "p99Ms": ms(99),
@@ -128,6 +129,7 @@ class Counter(Reader):
         tally.reads += 1
         tally.last_read_ns = now_ns
         if count:
+            tally.first_read_ns = tally.first_read_ns or now_ns
             tally.delivered += count
             _sample(tally, data, data.rfind(MARKER), now_ns)
             if count > 1:
@@ -291,6 +293,7 @@ class Follower(Reader):
                     self.known.clear()
                 self.known[whole] = piece
         tally.delivered += piece.changes
+        tally.first_read_ns = tally.first_read_ns or now_ns
         for moment_ns in piece.stamps_ns:
             tally.latencies_ns.append(now_ns - moment_ns)
         self.progress.follow(piece)
