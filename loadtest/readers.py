@@ -124,7 +124,7 @@ class Counter(Reader):
         tally, now_ns = self.tally, time.monotonic_ns()
         edge = len(MARKER) - 1
         count = data.count(MARKER) + (self._tail + data[:edge]).count(MARKER)
-        self._tail = data[-edge:]
+        self._tail = (self._tail + data[-edge:])[-edge:]
         tally.bytes += len(data)
         tally.reads += 1
         tally.last_read_ns = now_ns
