@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,8 @@ def main() -> int:
     if importlib.util.find_spec("locust") is None:
         parser.error("Locust is not installed: `make loadtest` installs it")
     raise_descriptor_limit()
+    # So that whoever ends this program also ends the hub and Locust.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="cdchub-locust-") as folder:
         database = make_database(Path(folder) / "bench.db", SCHEMA)
         hub = Hub(database)

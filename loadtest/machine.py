@@ -97,12 +97,14 @@ class MemoryCurve:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def _run(self) -> None:
-        began_s = time.monotonic()
+        began_s, ending = time.monotonic(), False
         while True:
             point = (time.monotonic() - began_s, self._cost.rss_kib() / 1024)
             self.points.append((round(point[0], 2), round(point[1], 2)))
-            if self._stop.wait(self._every_s):
+            if ending:
                 return
+            # The last point is the one at the end, however short the curve.
+            ending = self._stop.wait(self._every_s)
 
     def __enter__(self) -> MemoryCurve:
         self._thread.start()

@@ -18,7 +18,9 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 _GREY = "#808080"
 _COLOURS = ["#2f81f7", "#d9822b", "#9a6ddb", "#3fa45b"]
@@ -39,6 +41,7 @@ def style() -> None:
     mpl.rcParams.update(
         {
             **dict.fromkeys(colours, _GREY),
+            "axes.axisbelow": True,
             "axes.grid": True,
             "axes.prop_cycle": mpl.cycler(color=_COLOURS),
             "axes.spines.right": False,
@@ -84,7 +87,8 @@ def ratios(lines: list[Line]) -> Figure | None:
     axes.set_yscale("log")
     axes.set_xticks(range(len(scenarios)), [f"{name}: {_KEYS[name][1]}" for name in scenarios])
     axes.set_ylabel("× the bare uvloop loop")
-    axes.legend(ncols=len(peers))
+    _plain_numbers(axes.yaxis)
+    axes.legend(ncols=len(peers), loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure
 
 
@@ -130,7 +134,8 @@ def latency(lines: list[Line]) -> Figure | None:
         axes.bar_label(drawn, fmt="%.1f", color=_GREY)
     axes.set_xticks(range(len(bars)), [bar[0] for bar in bars])
     axes.set_ylabel("p99 from commit to receive, ms")
-    axes.legend()
+    axes.margins(y=0.12)
+    axes.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure
 
 
@@ -142,7 +147,7 @@ def curve(lines: list[Line], section_name: str, curve_name: str, x_label: str) -
     figure, axes = plt.subplots()
     axes.plot(*zip(*section["curves"][curve_name], strict=True))
     _shade(axes, section)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.12 * max(value for _, value in section["curves"][curve_name]))
     axes.set_xlabel(x_label)
     axes.set_ylabel(curve_name.partition(" by ")[0])
     return figure
@@ -159,10 +164,18 @@ def _x_of_data(axes: Axes) -> Any:
     return axes.get_xaxis_transform()
 
 
+def _plain_numbers(axis: Axis) -> None:
+    """1, 2, 5, 10 on a logarithmic axis instead of powers."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
+
+
 def filters(lines: list[Line]) -> Figure | None:
     figure = curve(lines, "filters", "CPU µs a change, by feeds", "feeds with different filters")
     if figure is not None:
         figure.axes[0].set_xscale("log")
+        _plain_numbers(figure.axes[0].xaxis)
         figure.axes[0].set_ylabel("CPU of the hub a change, µs")
     return figure
 

@@ -15,7 +15,7 @@ import signal
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 SCHEMA = "CREATE TABLE bench(id INTEGER PRIMARY KEY, owner INTEGER, stamp TEXT, pad TEXT);"
 INSERT = "INSERT INTO bench(owner, stamp, pad) VALUES (?, ?, ?)"
@@ -25,6 +25,8 @@ MARKER = b"at="
 STAMP_DIGITS = 19
 # A commit that is later than this counts from when it was due, an earlier one from when it began.
 _LATE_NS = 2_000_000
+# Whoever waits long for the next commit looks so often whether it should still come.
+_LOOK_S = 0.1
 # The pad that makes a change of about 290 bytes.
 PAD_BYTES = 100
 
@@ -33,16 +35,20 @@ def stamp(moment_ns: int) -> str:
     return f"{MARKER.decode()}{moment_ns:0{STAMP_DIGITS}d};"
 
 
-def due_moments(rate: float) -> Iterator[int]:
-    """Waits for each next commit's time, at `rate` a second or, for 0, never; its stamp's moment."""
+def due_moments(rate: float, wanted: Callable[[], bool]) -> Iterator[int]:
+    """Waits for each next commit's time, at `rate` a second or, for 0, never; its stamp's moment.
+
+    It ends when it is `wanted` no longer, which it asks before each commit and while it waits.
+    """
     pause = threading.Event()
     began_ns, number = time.monotonic_ns(), 0
-    while True:
+    while wanted():
         now_ns = time.monotonic_ns()
         due_ns = began_ns + int(number * 1e9 / rate) if rate else now_ns
         if now_ns < due_ns:
-            pause.wait((due_ns - now_ns) / 1e9)
-            now_ns = time.monotonic_ns()
+            pause.wait(min(_LOOK_S, (due_ns - now_ns) / 1e9))
+            if (now_ns := time.monotonic_ns()) < due_ns:
+                continue
         yield due_ns if now_ns - due_ns > _LATE_NS else now_ns
         number += 1
 
@@ -66,20 +72,25 @@ class Writer:
         self._began_s = time.monotonic()
         self._reported_s = self._began_s
         self._stopped = False
+        self._parent = os.getppid()
         signal.signal(signal.SIGTERM, self._stop)
 
     def _stop(self, *_: object) -> None:
         self._stopped = True
 
-    def run(self) -> None:
+    def _wanted(self) -> bool:
         options = self._options
-        for moment_ns in due_moments(options.rate):
-            if self._stopped or (options.rows and self._rows >= options.rows):
-                break
-            now_s = time.monotonic()
-            if options.seconds and now_s - self._began_s >= options.seconds:
-                break
-            if options.report_s and now_s - self._reported_s >= options.report_s:
+        # An orphan ends too: nobody would ever tell it to.
+        if self._stopped or os.getppid() != self._parent:
+            return False
+        if options.rows and self._rows >= options.rows:
+            return False
+        return not options.seconds or time.monotonic() - self._began_s < options.seconds
+
+    def run(self) -> None:
+        report_s = self._options.report_s
+        for moment_ns in due_moments(self._options.rate, self._wanted):
+            if report_s and time.monotonic() - self._reported_s >= report_s:
                 self._report()
             self._commit(moment_ns)
         self._report()
