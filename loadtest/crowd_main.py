@@ -157,7 +157,7 @@ class Crowd:
         With `silenceS`, it gives up when nothing has come for so long; in any case after `withinS`.
         """
         field, least = command["field"], command["least"]
-        silence_ns = command.get("silenceS", command["withinS"]) * 1e9
+        silence_ns = 1e9 * float(command["silenceS"] if "silenceS" in command else command["withinS"])
         began_ns = time.monotonic_ns()
         while not (reached := self._reached(field, least)):
             await asyncio.sleep(_LOOK_S)

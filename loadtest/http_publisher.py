@@ -48,6 +48,7 @@ class Connection(asyncio.Protocol):
 class Publisher:
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
+        self._body_bytes: int = options.bytes
         self._head = (
             f"POST {options.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
             f"Content-Length: {options.bytes}\r\n\r\n"
@@ -58,7 +59,7 @@ class Publisher:
 
     def request(self, moment_ns: int) -> bytes:
         body = f'{{"stamp":"{stamp(moment_ns)}","pad":"'
-        body += "x" * (self._options.bytes - len(body) - 2) + '"}'
+        body += "x" * (self._body_bytes - len(body) - 2) + '"}'
         return (self._head + body).encode()
 
     def answered(self, connection: Connection) -> None:
@@ -97,8 +98,8 @@ class Publisher:
         if self._error is not None or (options.rows and number >= options.rows):
             return False
         if options.rate:
-            return number < options.rate * options.seconds
-        return passed_ns < options.seconds * 1e9
+            return bool(number < options.rate * options.seconds)
+        return bool(passed_ns < options.seconds * 1e9)
 
 
 def main() -> int:
