@@ -64,6 +64,7 @@ class Crowd:
         if self._options.follow:
             progress = Progress(dense=not self._options.sparse)
             self.followed.append(progress)
+            Follower.shared = len(self.followed) > 1
             self._readers.append(await self._connect(number, progress))
             task = asyncio.create_task(self._keep(slot, number, progress))
             self._tasks.add(task)

@@ -2,7 +2,7 @@
 
 A `Counter` finds a marker with bytes.count and never parses. A `Follower` checks each LSN against the
 one before. A thousand followers of one feed receive the same bytes, so what a piece says is parsed
-once and looked up by its bytes after that; that is what lets one Python process check a crowd.
+once and looked up, or compared, by its bytes after that: so one Python process can check a crowd.
 
 Latency is sampled from stamps in a piece as it arrives: the last one and, where it has several, the
 first one too, which has waited longest. Taking the last one alone would flatter servers that batch.
@@ -15,15 +15,15 @@ import socket
 import struct
 import time
 from array import array
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 from loadtest.row_writer import MARKER, STAMP_DIGITS
+from loadtest.scroll import LARGE_BYTES, Scroll, parts
 
 # Percentiles are taken from so many samples at most, evenly chosen.
 _SAMPLES_MAX = 1_000_000
-# Pieces that are remembered with what they say; larger ones are hardly ever received twice.
+# Small pieces that are remembered with what they say; of large ones, see `loadtest.scroll`.
 _KNOWN_MAX = 512
-_KNOWN_BYTES_MAX = 64 * 2**10
 _HEAD_BYTES_MAX = 16 * 2**10
 # l_onoff, l_linger: closing sends RST, so that no port waits for a minute in TIME_WAIT.
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -164,7 +164,7 @@ def parse(data: bytes) -> Piece:
     steps: list[Step] = []
     last_id, changes = b"", 0
     # The LSNs of changes, one after the other, that are no step yet.
-    first, last = 0, -1
+    first, last, rows = 0, -1, 0
     for block in data.split(b"\n\n"):
         at = 0 if block.startswith(b"id: ") else block.find(b"\nid: ") + 1 or -1
         id_, _, rest = block[at + 4 :].partition(b"\n") if at >= 0 else (b"", b"", block)
@@ -177,18 +177,26 @@ def parse(data: bytes) -> Piece:
                 continue
             if last >= first:
                 steps.append(Step("changes", first, last))
+            if rows:
+                steps.append(Step("rows", rows, rows))
+                rows = 0
             first = last = lsn
             continue
         if last >= first:
             steps.append(Step("changes", first, last))
             first, last = 0, -1
+        if rest.startswith(b"data: "):
+            rows += 1
+            continue
+        if rows:
+            steps.append(Step("rows", rows, rows))
+            rows = 0
         if rest.startswith(b"event: "):
             steps.append(Step(rest[7:].partition(b"\n")[0].decode(), lsn, lsn))
-        elif rest.startswith(b"data: "):
-            rows = steps.pop().last if steps and steps[-1].kind == "rows" else 0
-            steps.append(Step("rows", rows + 1, rows + 1))
         elif id_:
             steps.append(Step("cursor", lsn, lsn))
+    if rows:
+        steps.append(Step("rows", rows, rows))
     stamps = data.split(MARKER)[1:]
     ends = [stamps[0], stamps[-1]] if len(stamps) > 1 else stamps
     return Piece(steps, last_id, changes, [int(end[:STAMP_DIGITS]) for end in ends])
@@ -262,7 +270,11 @@ class Progress:
 class Follower(Reader):
     """One connection of a `Progress`."""
 
-    known: dict[bytes, Piece] = {}  # noqa: RUF012  (shared by all on purpose: the same bytes)
+    # Shared by all on purpose: they receive the same bytes.
+    known: ClassVar[dict[bytes, Piece]] = {}
+    scroll: ClassVar[Scroll] = Scroll()
+    # Whether there is more than one; keeping a scroll for oneself would only take time.
+    shared: ClassVar[bool] = True
 
     def __init__(
         self, tally: Tally, request: bytes, on_open: asyncio.Future[None], progress: Progress
@@ -285,18 +297,47 @@ class Follower(Reader):
             self._rest = data
             return
         whole, self._rest = (data, b"") if end == len(data) else (data[:end], data[end:])
-        piece = self.known.get(whole)
+        if len(whole) < LARGE_BYTES:
+            self._follow(whole, now_ns)
+            return
+        for part in parts(whole):
+            if not self._compare(part, now_ns):
+                self._follow(part, now_ns)
+
+    def _compare(self, part: bytes, now_ns: int) -> bool:
+        """Follows changes that another follower has parsed. Returns whether they are such."""
+        tally, progress = self.tally, self.progress
+        lsn = self.scroll.reached(progress.lsn, part)
+        if lsn is None:
+            return False
+        at = max(0, part.rfind(b"\n\nid: ") + 2)
+        progress.last_id = part[at + 4 : part.index(b"\n", at)]
+        progress.changes += lsn - progress.lsn
+        tally.delivered += lsn - progress.lsn
+        progress.lsn = lsn
+        _sample(tally, part, part.find(MARKER), now_ns)
+        _sample(tally, part, part.rfind(MARKER), now_ns)
+        return True
+
+    def _follow(self, part: bytes, now_ns: int) -> None:
+        """Follows whatever it is."""
+        tally, progress = self.tally, self.progress
+        piece = self.known.get(part)
         if piece is None:
-            piece = parse(whole)
-            if len(whole) <= _KNOWN_BYTES_MAX:
+            piece = parse(part)
+            if len(part) >= LARGE_BYTES:
+                if self.shared and len(piece.steps) == 1 and piece.steps[0].first == progress.lsn + 1:
+                    self.scroll.extend(progress.lsn, part)
+            else:
                 if len(self.known) >= _KNOWN_MAX:
                     self.known.clear()
-                self.known[whole] = piece
+                self.known[part] = piece
         tally.delivered += piece.changes
-        tally.first_read_ns = tally.first_read_ns or now_ns
+        if piece.changes:
+            tally.first_read_ns = tally.first_read_ns or now_ns
         for moment_ns in piece.stamps_ns:
             tally.latencies_ns.append(now_ns - moment_ns)
-        self.progress.follow(piece)
+        progress.follow(piece)
 
     def lost(self) -> None:
         if self.wanted:

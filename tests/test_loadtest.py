@@ -116,6 +116,26 @@ def test_a_filtered_follower_may_miss_lsns_but_not_go_back() -> None:
     assert followed(changes(5), changes(5), dense=False).repeats == 1
 
 
+@pytest.mark.parametrize("size", [5_000, 7_001, 10**6])
+async def test_what_one_follower_has_checked_serves_others_and_hides_nothing(size: int) -> None:
+    """Of several followers the first one's bytes are parsed and the others' compared with them."""
+    head = b"HTTP/1.1 200 OK\r\n\r\n: connected\nretry: 1\n\nid: epoch1:0\n\n"
+    tail = b"id: epoch1:500\nevent: caught-up\ndata: {}\n\n"
+    lsns = range(1, 501)
+    whole, missing = head + changes(*lsns) + tail, head + changes(*lsns[:300], *lsns[301:]) + tail
+    twice = head + changes(*lsns[:300], 300, *lsns[300:]) + tail
+    found = []
+    for body in (whole, whole, missing, twice, whole):
+        progress = Progress(dense=True)
+        reader = Follower(Tally(), b"", asyncio.get_running_loop().create_future(), progress)
+        for at in range(0, len(body), size):
+            reader.data_received(body[at : at + size])
+        assert (progress.lsn, progress.last_id, progress.caughtUp) == (500, b"epoch1:500", 1)
+        assert reader.tally.delivered == progress.changes
+        found.append((progress.changes, progress.gaps, progress.repeats))
+    assert found == [(500, 0, 0), (500, 0, 0), (499, 1, 0), (501, 0, 1), (500, 0, 0)]
+
+
 @pytest.mark.parametrize("size", [1, 2, 7, 50, 10_000])
 async def test_readers_count_whatever_way_the_network_cuts(size: int) -> None:
     body = b"HTTP/1.1 200 OK\r\n\r\n" + changes(*range(1, 21))
