@@ -23,7 +23,8 @@ from typing import Any
 import uvloop
 
 from loadtest.machine import raise_descriptor_limit
-from loadtest.readers import Counter, Follower, Progress, Reader, Tally
+from loadtest.progress import Progress
+from loadtest.readers import Counter, Follower, Reader, Tally
 from loadtest.wire import HOST
 
 # A follower that was cut or refused comes back after this; a browser would wait 5 s ± 50 %.

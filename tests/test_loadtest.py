@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from loadtest.readers import Counter, Follower, Progress, Step, Tally, parse
+from loadtest.progress import Progress, Step, parse
+from loadtest.readers import Counter, Follower, Tally
 from loadtest.row_writer import stamp
 
 _ROOT = Path(__file__).parent.parent
