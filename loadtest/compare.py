@@ -185,6 +185,7 @@ def main() -> int:
             if options.subscribers:
                 scenario = replace(scenario, subscribers=options.subscribers)
             try:
+                raise_descriptor_limit(scenario.subscribers)
                 results = rounds(name, scenario, peers, options, cores)
             except LoadTestError as error:
                 print(f"{name} has failed: {error}", file=sys.stderr)

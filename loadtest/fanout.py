@@ -63,6 +63,7 @@ def main() -> int:
     with bound_to(Cores.of_machine().client):
         for name in options.sections or _SECTIONS:
             try:
+                raise_descriptor_limit(options.live + _connections(name, options))
                 measured = _SECTIONS[name](options)
             except LoadTestError as error:
                 print(f"{name} has failed: {error}", file=sys.stderr)
@@ -73,6 +74,18 @@ def main() -> int:
                 with options.out.open("a") as out:
                     out.write(json.dumps(line) + "\n")
     return 0
+
+
+def _connections(section: str, options: argparse.Namespace) -> int:
+    """About how many the hub has at a time."""
+    counts = {
+        "filters": max(options.feeds),
+        "stall": options.readers,
+        "epoch": options.epoch_streams,
+        "new": options.streams,
+        "catch-up": 1,
+    }
+    return int(counts.get(section, options.clients))
 
 
 def _options() -> argparse.Namespace:

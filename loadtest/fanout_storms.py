@@ -30,6 +30,7 @@ def measure_reconnect(options: argparse.Namespace) -> Measured:
         crowd.open(options.clients)
         live.do("clear")
         bench.head_at_least(bench.hub.head_lsn() + int(options.storm_rate * options.calm_s))
+        live.do("until", field="delivered", least=options.live, withinS=30.0)
         section.add("live readers' p99 before", live.figures()["p99Ms"], "ms")
         crowd.do("cut")
         bench.subscribers(options.live)

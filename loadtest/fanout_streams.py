@@ -27,7 +27,7 @@ def measure_memory(options: argparse.Namespace) -> Measured:
             section.add(f"an idle connection of {options.clients:,}", kib, "KiB")
             crowd.do("cut")
             bench.subscribers(0)
-        # A hub of its own pool by now: what grows from here on is lost.
+        # The hub's pools and caches are filled by now: what grows from here on is a leak.
         with bench.crowd() as crowd:
             points = [(0.0, cost.rss_kib() / 1024)]
             each = max(1, options.churn // _CHURN_STEPS)

@@ -15,8 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from loadtest.wire import LoadTestError
+
 # What clock_getcpuclockid(3) makes of a process id: the clock of all its threads, ended ones too.
 _CPUCLOCK_SCHED = 2
+# What a server has open besides: files, its listener, its loop, connections of those who ask it.
+_OTHER_FILES = 200
 
 
 class Cores(NamedTuple):
@@ -43,10 +47,15 @@ def bound_to(core: int | None) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def raise_descriptor_limit() -> int:
-    """As many open files as the system lets us have; children inherit it. Returns the limit."""
+def raise_descriptor_limit(connections: int = 0) -> int:
+    """As many open files as the system lets us have; children inherit it. Returns the limit.
+
+    Raises `LoadTestError` where a process could not have so many connections.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard < connections + _OTHER_FILES:
+        raise LoadTestError(f"{connections:,} connections are more than {hard:,} open files allow")
     return hard
 
 
