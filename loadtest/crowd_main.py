@@ -31,6 +31,7 @@ from loadtest.wire import HOST
 _RETRY_S = 0.25
 _LOOK_S = 0.01
 _OPEN_S_MAX = 60.0
+_TOLD_MAX = 5
 
 Command = dict[str, Any]
 
@@ -42,6 +43,7 @@ class Crowd:
         self._readers: list[Reader] = []
         self.followed: list[Progress] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._refusals = 0
         self._away = False
         self._back = asyncio.Event()
 
@@ -120,8 +122,11 @@ class Crowd:
                     self._readers[slot] = await self._connect(number, progress)
                     break
                 except OSError as error:
-                    print(f"reader {number} tries again: {error}", file=sys.stderr)
+                    # All are counted, few are told: ten thousand say the same when a hub is down.
                     progress.refused += 1
+                    self._refusals += 1
+                    if self._refusals <= _TOLD_MAX:
+                        print(f"reader {number} tries again: {error}", file=sys.stderr)
                     await asyncio.sleep(_RETRY_S)
 
     async def cut(self, _: Command) -> Command:
