@@ -4,10 +4,11 @@ VENV := $(or $(VIRTUAL_ENV),.venv)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.cdchub-installed
 DEV := $(VENV)/.cdchub-dev-installed
+LOAD := $(VENV)/.cdchub-load-installed
 PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: demo test lint soak conformance kills bench bench-capture clean
+.PHONY: demo test lint soak conformance kills bench bench-capture bench-fanout compare loadtest plots clean
 
 demo: $(STAMP)  ## serve a ready-made database with a live page
 	$(BIN)/cdchub demo $(ARGS)
@@ -35,6 +36,18 @@ bench: $(DEV)  ## latency, idle cost, restart time and disturbance of writers
 bench-capture: $(DEV)  ## speed and memory of capture: a backlog, one large transaction, a large table
 	$(BIN)/python loadtest/capture_speed.py $(ARGS)
 
+bench-fanout: $(STAMP)  ## filters, a stalled reader, storms, memory, catch-up; ARGS="--small" or "stall"
+	$(BIN)/python loadtest/fanout.py $(ARGS)
+
+compare: $(STAMP)  ## the hub beside nchan, a naive hub and a bare loop; ARGS="--small" or "S1 --rounds 5"
+	$(BIN)/python loadtest/compare.py $(ARGS)
+
+loadtest: $(LOAD)  ## Locust: 200 readers for a minute, every LSN checked; ARGS="--web" opens its page
+	$(BIN)/python -m loadtest.locust_run $(ARGS)
+
+plots: $(LOAD)  ## SVGs in docs/images from results; ARGS="results.jsonl"
+	$(BIN)/python loadtest/plots.py $(ARGS)
+
 $(STAMP): pyproject.toml
 ifeq ($(UV),)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -51,6 +64,15 @@ ifeq ($(UV),)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group dev
 else
 	$(UV) pip install --quiet --python $(BIN)/python --group dev
+endif
+	touch $@
+
+$(LOAD): $(STAMP)
+ifeq ($(UV),)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group load
+else
+	$(UV) pip install --quiet --python $(BIN)/python --group load
 endif
 	touch $@
 
