@@ -40,9 +40,6 @@ _BACKLOG_MAX = 2_048
 _DESCRIPTORS_KEPT = 128
 _REQUESTS_KEPT = 64
 _DESCRIPTORS_MAX = 1_000_000
-# The head of a request, cookies and all (nginx takes 32 KiB), and how long it may take to come.
-_HEAD_BYTES_MAX = 64 * 2**10
-_HEAD_S_MAX = 15.0
 _TCP_NOTSENT_LOWAT = 25
 _UNSENT_BYTES_MAX = 64 * 2**10
 
@@ -116,6 +113,8 @@ class Bounds:
 
     core: Core
     connections_max: int
+    head_bytes_max: int
+    head_s_max: float
 
 
 class _BoundedProtocol(HandOverProtocol):
@@ -145,7 +144,7 @@ class _BoundedProtocol(HandOverProtocol):
     def data_received(self, data: bytes) -> None:
         if self.waiting_since_s is not None:
             self._head_bytes += len(data)
-            if self._head_bytes > _HEAD_BYTES_MAX:
+            if self._head_bytes > self.bounds.head_bytes_max:
                 self._refuse("head_too_large", 431, b"Request Header Fields Too Large")
                 return
         super().data_received(data)
@@ -153,7 +152,7 @@ class _BoundedProtocol(HandOverProtocol):
     def look(self, now_s: float) -> None:
         """Called once a second."""
         since_s = self.waiting_since_s
-        if since_s is not None and now_s - since_s > _HEAD_S_MAX:
+        if since_s is not None and now_s - since_s > self.bounds.head_s_max:
             self._refuse("head_too_slow", 408, b"Request Timeout")
 
     def _refuse(self, outcome: str, status: int, reason: bytes, headers: bytes = b"") -> None:
@@ -201,7 +200,12 @@ async def serve(hub: Hub, listener: socket.socket) -> None:
     hub.core.subscribers_max = min(hub.core.subscribers_max, max(1, most - _REQUESTS_KEPT))
 
     class Protocol(_BoundedProtocol):
-        bounds = Bounds(hub.core, connections_max=most)
+        bounds = Bounds(
+            hub.core,
+            connections_max=most,
+            head_bytes_max=hub.config.http.head_bytes_max,
+            head_s_max=hub.config.http.head_s_max,
+        )
 
     server = _Server(
         uvicorn.Config(
