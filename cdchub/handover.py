@@ -60,9 +60,10 @@ class _HandOver:
     def take_transport(self) -> asyncio.Transport | None:
         """The connection, once the head is written; None where the peer is gone already."""
         protocol, transport = self._protocol, self._protocol.transport
-        if self._cycle.disconnected or transport.is_closing():
-            return None
+        gone = self._cycle.disconnected or transport.is_closing()
         # The server neither waits for this response nor sends anything more.
         self._cycle.disconnected = True
+        if gone:
+            return None
         protocol.let_go()
         return transport

@@ -19,7 +19,13 @@ import pytest
 
 from tests.harness import HubProcess, make_database
 
-_PROGRAMS = {"chromium": "chromium", "sqlite3": "sqlite3", "curl": "curl", "node": "node"}
+_PROGRAMS = {
+    "chromium": "chromium",
+    "sqlite3": "sqlite3",
+    "curl": "curl",
+    "node": "node",
+    "openssl": "openssl",
+}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -55,6 +55,7 @@ async def serve_by_uvicorn(hub: Hub, listener: socket.socket, options: argparse.
             create_app(hub, drains=True),
             http=options.http,
             ws="none",
+            access_log=False,
             lifespan="off",
             log_config=None,
             ssl_keyfile=key,
