@@ -18,7 +18,9 @@ class Feeds:
         self._present = present
         self._feeds: dict[tuple[int, Selection, Format], Feed] = {}
         self.index = FeedIndex()
-        self.framed = FramedRing(present, bytes_max=config.framed_bytes_max)
+        self.framed = FramedRing(
+            present, bytes_max=config.framed_bytes_max, slice_bytes_max=config.page_bytes
+        )
 
     def __iter__(self) -> Iterator[Feed]:
         return iter(self._feeds.values())

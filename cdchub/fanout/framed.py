@@ -1,7 +1,8 @@
 """The ring's recent changes, framed once for all who catch up on the same feed.
 
 After a restart or a cut, thousands resume a little behind the head. Each is served slices of the same
-blocks of bytes. Bounded in bytes; the block that was used longest ago is let go.
+blocks of bytes. Bounded in bytes; the block that was used longest ago is let go. A slice is bounded
+too, because changes may be large, and what a reader holds of it is its own.
 """
 
 from __future__ import annotations
@@ -31,9 +32,11 @@ class _Block(NamedTuple):
 
 
 class FramedRing:
-    def __init__(self, present: Present, *, bytes_max: int) -> None:
+    def __init__(self, present: Present, *, bytes_max: int, slice_bytes_max: int) -> None:
+        """A slice has `slice_bytes_max` bytes, or else one frame."""
         self._present = present
         self._bytes_max = bytes_max
+        self._slice_bytes_max = slice_bytes_max
         self._bytes = 0
         self._blocks: OrderedDict[tuple[Feed, int], _Block] = OrderedDict()
 
@@ -66,7 +69,11 @@ class FramedRing:
             _, oldest = self._blocks.popitem(last=False)
             self._bytes -= len(oldest.data)
         place = bisect_right(block.lsns, lsn)
-        return block.data[block.offsets[place] :], block.end
+        start = block.offsets[place]
+        if len(block.data) - start <= self._slice_bytes_max:
+            return block.data[start:], block.end
+        stop = max(place + 1, bisect_right(block.offsets, start + self._slice_bytes_max) - 1)
+        return block.data[start : block.offsets[stop]], block.lsns[stop - 1]
 
     def _make(self, feed: Feed, lsn: int) -> _Block | None:
         first = lsn - lsn % _BLOCK_LSNS

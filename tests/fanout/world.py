@@ -294,6 +294,8 @@ class SimClient:
         self.received: list[int] = []
         self.begun_at: tuple[str, int] | None = None
         self.resets: list[str] = []
+        # The most that any of its lines ever held.
+        self.most_bytes = 0
 
     @property
     def connected(self) -> bool:
@@ -325,7 +327,7 @@ class SimClient:
         """The line breaks: what was not taken yet is lost."""
         if self.subscriber is not None:
             self._core.unsubscribe(self.subscriber)
-        self.sink = self.subscriber = None
+        self._hang_up()
 
     def take(self, count: int) -> None:
         if self.sink is None:
@@ -333,7 +335,12 @@ class SimClient:
         for event in self.parser.feed(self.sink.take(count)):
             self._on(event)
         if self.sink.closed and not self.sink.buffered_bytes:
-            self.sink = self.subscriber = None
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        if self.sink is not None:
+            self.most_bytes = max(self.most_bytes, self.sink.most_bytes)
+        self.sink = self.subscriber = None
 
     def _on(self, event: Event) -> None:
         match event.name:
@@ -377,7 +384,7 @@ def make_core(source: SimSource, log: SimLog, rng: random.Random, config: Stream
     present = Present(
         history=source.history,
         catalog=CATALOG,
-        ring=Ring(bytes_max=6_000, head_lsn=source.head),
+        ring=Ring(bytes_max=rng.choice((6_000, 60_000)), head_lsn=source.head),
         log=log,
     )
     return Core(config, present, snapshots=SimSnapshots(source, rng), taken=lambda: None)
