@@ -121,9 +121,10 @@ class _BoundedProtocol(HandOverProtocol):
     """uvicorn's protocol with bounds on the head of a request, which it has none for."""
 
     bounds: ClassVar[Bounds]
-    # When the head of a request began, or the connection; None while a request is served.
+    # When the head of a request began, or the wait for one; None while a request is served.
     waiting_since_s: float | None = None
     _head_bytes = 0
+    _is_in_body = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -139,10 +140,23 @@ class _BoundedProtocol(HandOverProtocol):
 
     def on_headers_complete(self) -> None:
         self.waiting_since_s = None
+        self._is_in_body = True
         super().on_headers_complete()
 
+    def on_message_complete(self) -> None:
+        self._is_in_body = False
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        # uvicorn gives up an idle connection; but one byte, of an empty line or of a body that nobody
+        # wants, and it waits for ever.
+        if not self.pipeline:
+            self._head_bytes = 0
+            self.waiting_since_s = self.loop.time()
+        super().on_response_complete()
+
     def data_received(self, data: bytes) -> None:
-        if self.waiting_since_s is not None:
+        if self.waiting_since_s is not None and not self._is_in_body:
             self._head_bytes += len(data)
             if self._head_bytes > self.bounds.head_bytes_max:
                 self._refuse("head_too_large", 431, b"Request Header Fields Too Large")

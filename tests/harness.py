@@ -363,6 +363,11 @@ def quote(text: str) -> str:
     return urllib.parse.quote(text, safe="")
 
 
+def rss_bytes(pid: int) -> int:
+    """What a process holds of memory now."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4_096
+
+
 def has_base(hub: HubProcess) -> bool:
     return hub.get("/cdc/status").json()["log"]["baseLsn"] is not None
 
