@@ -12,9 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -124,8 +122,8 @@ class HubProcess:
         words = command or ["serve", str(database), *options]
         self._arguments = [sys.executable, *program, *words, "--port"]
         if descriptors_max is not None:
-            limit = f'ulimit -n {descriptors_max}; exec "$@"'
-            self._arguments = ["sh", "-c", limit, "sh", *self._arguments]
+            words = ["sh", "-c", f'ulimit -n {descriptors_max}; exec "$0" "$@"']
+            self._arguments = [*words, *self._arguments]
         self._trusts = trusts
         self.database = database
         self.port = port
@@ -249,7 +247,7 @@ class HubProcess:
         return f"{status['epoch']}:{status['headLsn']}"
 
     def wait_for_lsn(self, lsn: int) -> None:
-        wait_for(lambda: int(self.head().split(":")[1]) >= lsn, f"LSN {lsn} to be in the log")
+        wait_for(lambda: self.status()["headLsn"] >= lsn, f"LSN {lsn} to be in the log")
 
 
 def connect(port: int, trusts: ssl.SSLContext | None = None) -> http.client.HTTPConnection:
@@ -364,12 +362,11 @@ def quote(text: str) -> str:
 
 
 def rss_bytes(pid: int) -> int:
-    """What a process holds of memory now."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4_096
 
 
 def has_base(hub: HubProcess) -> bool:
-    return hub.get("/cdc/status").json()["log"]["baseLsn"] is not None
+    return hub.status()["log"]["baseLsn"] is not None
 
 
 def verified(database: Path) -> None:

@@ -133,10 +133,11 @@ def test_more_connections_than_descriptors(database: Path) -> None:
         kept, refused, unavailable = storm(hub, attempts=20_000)
         for wire in kept:
             stack.callback(wire.close)
+        print(f"{len(kept)} kept, {refused} refused, {unavailable} times 503")
         assert len(kept) + refused + unavailable == 20_000
         assert hub.subscribers() == 20 + len(kept)
         assert 500 < len(kept) < 1_024
-        assert refused > 0
+        assert refused > unavailable, "a native EventSource never comes back from a 503"
         told_off(hub)
         more = ", ".join(f"('{n}')" for n in range(100))
         run_sql(database, f"INSERT INTO todos(id) VALUES {more}")
@@ -152,12 +153,12 @@ def test_more_connections_than_descriptors(database: Path) -> None:
 
 
 def storm(hub: HubProcess, *, attempts: int) -> tuple[list[Wire], int, int]:
-    """So many streams are asked for, a thousand at a time. Those that began; and how many were
-    refused by the hub, and how many by the server."""
+    """So many streams are asked for, as many at a time as the kernel keeps waiting. Those that began;
+    and how many were refused by the hub, and how many by the server."""
     kept: list[Wire] = []
     refused = unavailable = 0
-    for turn in range(attempts // 1_000):
-        wires = [Wire(hub.port) for _ in range(1_000)]
+    for start in range(0, attempts, 100):
+        wires = [Wire(hub.port) for _ in range(100)]
         for wire in wires:
             with suppress(ConnectionError):
                 wire.ask(STREAM, "Accept: text/event-stream")
@@ -167,13 +168,14 @@ def storm(hub: HubProcess, *, attempts: int) -> tuple[list[Wire], int, int]:
             if not wire.ended:
                 kept.append(wire)
                 continue
+            wire.close()
             if wire.data.startswith(b"HTTP/1.1 503 "):
                 unavailable += 1
             else:
                 refused_kindly(wire.data)
                 refused += 1
-            wire.close()
-        run_sql(hub.database, f"INSERT INTO todos(id) VALUES ('storm {turn}')")
+        if start % 1_000 == 0:
+            run_sql(hub.database, f"INSERT INTO todos(id) VALUES ('storm {start}')")
     return kept, refused, unavailable
 
 
