@@ -22,6 +22,7 @@ CONFIG = StreamConfig(
     page_rows=7,
     page_bytes=2_000,
     heartbeat_s=3600,
+    conflate_bytes_max=3_000,
     # Rounds of a few changes, written a few subscribers at a time.
     round_bytes_max=700,
     slice_writes=2,
@@ -60,10 +61,12 @@ class Simulation:
                 framer,
                 selection,
                 snapshot=snapshot,
+                conflate=conflate,
                 buffer_bytes_max=CONFIG.buffer_bytes_max,
             )
             for selection in selections
-            for snapshot in (False, True)
+            # Whoever conflates does not get every change, but all rows in the end.
+            for snapshot, conflate in ((False, False), (True, False), (True, True))
         ]
         self.breaks = 0
 

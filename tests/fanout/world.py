@@ -279,9 +279,11 @@ class SimClient:
         selection: Selection,
         *,
         snapshot: bool,
+        conflate: bool,
         buffer_bytes_max: int,
     ) -> None:
         self._core = core
+        self._conflate = conflate
         self._buffer_bytes_max = buffer_bytes_max
         self._framer = framer
         self.selection = selection
@@ -320,7 +322,13 @@ class SimClient:
         position = self._core.present.position(start) if isinstance(start, Cursor) else None
         self.sink.write(self._framer.opening(position, retry_ms=1))
         self.subscriber = self._core.subscribe(
-            self.selection, self._framer, self.sink, start, snapshot=self.snapshot, transport="sim"
+            self.selection,
+            self._framer,
+            self.sink,
+            start,
+            snapshot=self.snapshot,
+            conflate=self._conflate,
+            transport="sim",
         )
 
     def cut(self) -> None:
