@@ -136,7 +136,8 @@ class _BoundedProtocol(HandOverProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._head_bytes = 0
-        self.waiting_since_s = self.loop.time()
+        if not self._is_answering():
+            self.waiting_since_s = self.loop.time()
 
     def on_headers_complete(self) -> None:
         self.waiting_since_s = None
@@ -156,7 +157,7 @@ class _BoundedProtocol(HandOverProtocol):
         super().on_response_complete()
 
     def data_received(self, data: bytes) -> None:
-        if self.waiting_since_s is not None and not self._is_in_body:
+        if not self._is_in_body:
             self._head_bytes += len(data)
             if self._head_bytes > self.bounds.head_bytes_max:
                 self._refuse("head_too_large", 431, b"Request Header Fields Too Large")
@@ -169,13 +170,19 @@ class _BoundedProtocol(HandOverProtocol):
         if since_s is not None and now_s - since_s > self.bounds.head_s_max:
             self._refuse("head_too_slow", 408, b"Request Timeout")
 
+    def _is_answering(self) -> bool:
+        """Whether a response is under way. The head of a pipelined request may come meanwhile."""
+        return self.cycle is not None and not self.cycle.response_complete
+
     def _refuse(self, outcome: str, status: int, reason: bytes, headers: bytes = b"") -> None:
         self.bounds.core.outcomes[outcome] += 1
         self.waiting_since_s = None
-        self.transport.write(
-            b"HTTP/1.1 %d %s\r\n%scontent-length: 0\r\nconnection: close\r\n\r\n"
-            % (status, reason, headers)
-        )
+        if not self._is_answering():
+            # In the midst of another response it would be taken for a part of that.
+            self.transport.write(
+                b"HTTP/1.1 %d %s\r\n%scontent-length: 0\r\nconnection: close\r\n\r\n"
+                % (status, reason, headers)
+            )
         self.transport.close()
 
 

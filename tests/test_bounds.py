@@ -100,6 +100,31 @@ def test_a_head_that_never_ends_is_given_up(impatient: HubProcess, what: str, be
     assert impatient.outcomes("head_too_slow") == slow + 1
 
 
+POLL = "/cdc/changes?table=todos&since=now&wait="
+
+
+def test_a_pipelined_head_waits_for_the_answer_before(impatient: HubProcess) -> None:
+    with Wire(impatient.port) as wire:
+        # Longer than a head may take.
+        wire.send(request(POLL + "2") + HEAD)
+        assert wire.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+        answer, _, refusal = wire.rest().partition(b"HTTP/1.1 ")
+        assert json.loads(answer)["changes"] == []
+        assert refusal.startswith(b"408 ")
+
+
+def test_a_flood_behind_another_request_is_no_part_of_its_answer(impatient: HubProcess) -> None:
+    refused = impatient.outcomes("head_too_large")
+    with Wire(impatient.port) as wire:
+        wire.send(request("/healthz") + request(POLL + "60") + HEAD)
+        wire.read_until(b'"}')
+        with suppress(ConnectionError):
+            for _ in range(1_000):
+                wire.send(FLOODS["many headers"] * 100)
+        assert wire.rest() == b""
+    assert impatient.outcomes("head_too_large") == refused + 1
+
+
 def test_a_body_that_nobody_wants_is_not_waited_for(impatient: HubProcess) -> None:
     with Wire(impatient.port) as wire:
         wire.ask("/healthz", "Content-Length: 200000", method="POST")
