@@ -124,7 +124,7 @@ def test_who_was_cut_off_resumes_where_it_was(big: Path, serving: Serving) -> No
             commit(hub)
             wait_for(lambda: hub.outcomes("stalled") == 1, "the reader to be cut off")
             assert hub.subscribers() == 0
-            ids = re.findall(rb"^id: (\w+:\d+)\ndata: .*\n\n", wire.rest(), re.MULTILINE)
+            ids = re.findall(rb"^id: ([\w-]+:\d+)\ndata: .*\n\n", wire.rest(), re.MULTILINE)
         got = [int(id.split(b":")[1]) for id in ids]
         assert got == list(range(1, len(got) + 1))
         assert 0 < len(got) < ROWS
@@ -147,7 +147,7 @@ def test_a_reader_of_one_byte_at_a_time_gets_everything(big: Path, serving: Serv
         while last not in data[-2 * ROW_BYTES :]:
             wire.data = b""
             data += wire.read(1_000)
-        lsns = re.findall(rb"^id: \w+:(\d+)\r?\ndata: ", unchunked(data), re.MULTILINE)
+        lsns = re.findall(rb"^id: [\w-]+:(\d+)\r?\ndata: ", unchunked(data), re.MULTILINE)
         assert list(map(int, lsns)) == list(range(1, ROWS + 1))
 
 
