@@ -8,7 +8,8 @@ LOAD := $(VENV)/.cdchub-load-installed
 PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: demo test lint soak conformance kills bench bench-capture bench-fanout compare loadtest plots clean
+.PHONY: demo test lint soak conformance simulate kills bench bench-capture bench-fanout compare loadtest \
+	plots clean
 
 demo: $(STAMP)  ## serve a ready-made database with a live page
 	$(BIN)/cdchub demo $(ARGS)
@@ -26,6 +27,9 @@ soak: $(DEV)  ## the long run: 50,000 changes while the hub is killed ten times
 
 conformance: $(DEV)  ## 100,000 random SQL programs, replayed and compared; ARGS="--programs 5000"
 	$(BIN)/python -m tests.conformance $(ARGS)
+
+simulate: $(DEV)  ## a million random steps of the fan-out: cuts, slow readers, breaks; ARGS="--steps 50000"
+	$(BIN)/python -m tests.fanout.simulate $(ARGS)
 
 kills: $(DEV)  ## 200 times kill -9 while three writers write, and `cdchub verify` after each
 	$(BIN)/python loadtest/kills.py $(ARGS)

@@ -135,6 +135,9 @@ class HttpConfig:
     limit_max: int = 10_000
     wait_s_max: float = 60.0
     long_polls_max: int = 1_000
+    # The head of a request, cookies and all (nginx takes 32 KiB), and how long it may take to come.
+    head_bytes_max: int = 64 * 2**10
+    head_s_max: float = 15.0
     body_bytes_max: int = 256 * 2**10
     body_s_max: float = 10.0
     write_s_max: float = 10.0

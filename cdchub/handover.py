@@ -11,44 +11,59 @@ from __future__ import annotations
 
 import asyncio
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from cdchub.fanout import EXTENSION
 
 
 class HandOverProtocol(HttpToolsProtocol):
-    """One connection. It offers itself in each request's scope (ASGI 3.0, "Extensions")."""
+    """One connection. Each request finds a `_HandOver` in its scope (ASGI 3.0, "Extensions")."""
 
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
         # An extension is a dict by the letter of ASGI; this one is an object, for our own app.
-        self.scope["extensions"] = {EXTENSION: self}  # type: ignore[dict-item]
+        self.scope["extensions"] = {EXTENSION: _HandOver(self, self.cycle)}  # type: ignore[dict-item]
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._let_go()
+        self._take_apart()
+
+    def let_go(self) -> None:
+        """The connection is somebody else's from here on."""
+        self.connections.discard(self)
+        self.pipeline.clear()
+        self._unset_keepalive_if_required()
+        self._take_apart()
+
+    def _take_apart(self) -> None:
+        """Undoes the reference cycles, so that memory does not wait for the collector."""
+        if self.scope is not None:
+            self.scope["extensions"] = {}
+        self.parser = None  # type: ignore[assignment]
+
+
+class _HandOver:
+    """The offer to one request: where requests are pipelined, the connection's newest is another."""
+
+    __slots__ = ("_cycle", "_protocol")
+
+    def __init__(self, protocol: HandOverProtocol, cycle: RequestResponseCycle) -> None:
+        self._protocol = protocol
+        self._cycle = cycle
 
     def begin_stream(self) -> None:
         """The response that is about to start ends when the connection does (RFC 9112 §6.3, rule 8):
         its bytes are the same for everybody, with no chunks around them."""
-        self.cycle.chunked_encoding = False
-        self.cycle.keep_alive = False
+        self._cycle.chunked_encoding = False
+        self._cycle.keep_alive = False
 
     def take_transport(self) -> asyncio.Transport | None:
         """The connection, once the head is written; None where the peer is gone already."""
-        transport = self.transport
-        if self.cycle.disconnected or transport.is_closing():
-            return None
+        protocol, transport = self._protocol, self._protocol.transport
+        gone = self._cycle.disconnected or transport.is_closing()
         # The server neither waits for this response nor sends anything more.
-        self.cycle.disconnected = True
-        self.connections.discard(self)
-        self.pipeline.clear()
-        self._unset_keepalive_if_required()
-        self._let_go()
+        self._cycle.disconnected = True
+        if gone:
+            return None
+        protocol.let_go()
         return transport
-
-    def _let_go(self) -> None:
-        """Takes the reference cycles apart, so that memory does not wait for the collector."""
-        if self.scope is not None:
-            self.scope["extensions"] = {}
-        self.parser = None  # type: ignore[assignment]

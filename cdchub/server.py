@@ -40,9 +40,6 @@ _BACKLOG_MAX = 2_048
 _DESCRIPTORS_KEPT = 128
 _REQUESTS_KEPT = 64
 _DESCRIPTORS_MAX = 1_000_000
-# The head of a request, cookies and all (nginx takes 32 KiB), and how long it may take to come.
-_HEAD_BYTES_MAX = 64 * 2**10
-_HEAD_S_MAX = 15.0
 _TCP_NOTSENT_LOWAT = 25
 _UNSENT_BYTES_MAX = 64 * 2**10
 
@@ -116,15 +113,18 @@ class Bounds:
 
     core: Core
     connections_max: int
+    head_bytes_max: int
+    head_s_max: float
 
 
 class _BoundedProtocol(HandOverProtocol):
     """uvicorn's protocol with bounds on the head of a request, which it has none for."""
 
     bounds: ClassVar[Bounds]
-    # When the head of a request began, or the connection; None while a request is served.
+    # When the head of a request began, or the wait for one; None while a request is served.
     waiting_since_s: float | None = None
     _head_bytes = 0
+    _is_in_body = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -136,16 +136,30 @@ class _BoundedProtocol(HandOverProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._head_bytes = 0
-        self.waiting_since_s = self.loop.time()
+        if not self._is_answering():
+            self.waiting_since_s = self.loop.time()
 
     def on_headers_complete(self) -> None:
         self.waiting_since_s = None
+        self._is_in_body = True
         super().on_headers_complete()
 
+    def on_message_complete(self) -> None:
+        self._is_in_body = False
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        # uvicorn gives up an idle connection; but one byte, of an empty line or of a body that nobody
+        # wants, and it waits for ever.
+        if not self.pipeline:
+            self._head_bytes = 0
+            self.waiting_since_s = self.loop.time()
+        super().on_response_complete()
+
     def data_received(self, data: bytes) -> None:
-        if self.waiting_since_s is not None:
+        if not self._is_in_body:
             self._head_bytes += len(data)
-            if self._head_bytes > _HEAD_BYTES_MAX:
+            if self._head_bytes > self.bounds.head_bytes_max:
                 self._refuse("head_too_large", 431, b"Request Header Fields Too Large")
                 return
         super().data_received(data)
@@ -153,16 +167,22 @@ class _BoundedProtocol(HandOverProtocol):
     def look(self, now_s: float) -> None:
         """Called once a second."""
         since_s = self.waiting_since_s
-        if since_s is not None and now_s - since_s > _HEAD_S_MAX:
+        if since_s is not None and now_s - since_s > self.bounds.head_s_max:
             self._refuse("head_too_slow", 408, b"Request Timeout")
+
+    def _is_answering(self) -> bool:
+        """Whether a response is under way. The head of a pipelined request may come meanwhile."""
+        return self.cycle is not None and not self.cycle.response_complete
 
     def _refuse(self, outcome: str, status: int, reason: bytes, headers: bytes = b"") -> None:
         self.bounds.core.outcomes[outcome] += 1
         self.waiting_since_s = None
-        self.transport.write(
-            b"HTTP/1.1 %d %s\r\n%scontent-length: 0\r\nconnection: close\r\n\r\n"
-            % (status, reason, headers)
-        )
+        if not self._is_answering():
+            # In the midst of another response it would be taken for a part of that.
+            self.transport.write(
+                b"HTTP/1.1 %d %s\r\n%scontent-length: 0\r\nconnection: close\r\n\r\n"
+                % (status, reason, headers)
+            )
         self.transport.close()
 
 
@@ -201,7 +221,12 @@ async def serve(hub: Hub, listener: socket.socket) -> None:
     hub.core.subscribers_max = min(hub.core.subscribers_max, max(1, most - _REQUESTS_KEPT))
 
     class Protocol(_BoundedProtocol):
-        bounds = Bounds(hub.core, connections_max=most)
+        bounds = Bounds(
+            hub.core,
+            connections_max=most,
+            head_bytes_max=hub.config.http.head_bytes_max,
+            head_s_max=hub.config.http.head_s_max,
+        )
 
     server = _Server(
         uvicorn.Config(

@@ -11,14 +11,21 @@ import gc
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.harness import HubProcess, make_database
 
-_PROGRAMS = {"chromium": "chromium", "sqlite3": "sqlite3", "curl": "curl", "node": "node"}
+_PROGRAMS = {
+    "chromium": "chromium",
+    "sqlite3": "sqlite3",
+    "curl": "curl",
+    "node": "node",
+    "openssl": "openssl",
+}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -69,3 +76,16 @@ def hub(database: Path) -> Iterator[HubProcess]:
     """`cdchub serve` on `database`, ready."""
     with HubProcess(database) as process:
         yield process
+
+
+PATHS = {
+    "handed over": ("-m", "tests.serving"),
+    # uvicorn's own protocol: sse-starlette carries the streams.
+    "through ASGI": ("-m", "tests.serving", "--http", "httptools"),
+}
+
+
+@pytest.fixture(scope="module", params=PATHS)
+def serving(request: pytest.FixtureRequest) -> Callable[..., HubProcess]:
+    """`HubProcess` on each of the ways that a stream's bytes can take, which must not differ."""
+    return partial(HubProcess, program=PATHS[request.param])

@@ -7,13 +7,12 @@ import json
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -106,7 +105,7 @@ def clean_environment() -> dict[str, str]:
 
 
 class HubProcess:
-    """`cdchub serve` (or another command that serves) in a process, ready when entered."""
+    """`cdchub serve` (or another command or program that serves) in a process, ready when entered."""
 
     def __init__(
         self,
@@ -115,9 +114,17 @@ class HubProcess:
         port: int = 0,
         command: Sequence[str] | None = None,
         cwd: Path | None = None,
+        program: Sequence[str] = ("-m", "cdchub"),
+        trusts: ssl.SSLContext | None = None,
+        descriptors_max: int | None = None,
     ) -> None:
+        """`program` takes the same words as `cdchub`; see `tests.serving`. `trusts`: it speaks TLS."""
         words = command or ["serve", str(database), *options]
-        self._arguments = [sys.executable, "-m", "cdchub", *words, "--port"]
+        self._arguments = [sys.executable, *program, *words, "--port"]
+        if descriptors_max is not None:
+            words = ["sh", "-c", f'ulimit -n {descriptors_max}; exec "$0" "$@"']
+            self._arguments = [*words, *self._arguments]
+        self._trusts = trusts
         self.database = database
         self.port = port
         self._cwd = cwd
@@ -207,7 +214,7 @@ class HubProcess:
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
+        connection = connect(self.port, self._trusts)
         try:
             connection.request(method, path, body, dict(headers or {}))
             response = connection.getresponse()
@@ -224,14 +231,29 @@ class HubProcess:
         return self.request(method, path, json.dumps(document).encode(), headers)
 
     def stream(self, query: str, **headers: str) -> Stream:
-        return Stream(self.port, f"/cdc/stream?{query}", headers)
+        return Stream(self.port, f"/cdc/stream?{query}", headers, trusts=self._trusts)
+
+    def status(self) -> Any:
+        return self.get("/cdc/status").json()
+
+    def subscribers(self) -> int:
+        return int(self.status()["subscribers"]["total"])
+
+    def outcomes(self, name: str) -> int:
+        return int(self.status()["subscribers"]["outcomes"].get(name, 0))
 
     def head(self) -> str:
-        status = self.get("/cdc/status").json()
+        status = self.status()
         return f"{status['epoch']}:{status['headLsn']}"
 
     def wait_for_lsn(self, lsn: int) -> None:
-        wait_for(lambda: int(self.head().split(":")[1]) >= lsn, f"LSN {lsn} to be in the log")
+        wait_for(lambda: self.status()["headLsn"] >= lsn, f"LSN {lsn} to be in the log")
+
+
+def connect(port: int, trusts: ssl.SSLContext | None = None) -> http.client.HTTPConnection:
+    if trusts is None:
+        return http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
+    return http.client.HTTPSConnection("127.0.0.1", port, timeout=PATIENCE_S, context=trusts)
 
 
 class Answer:
@@ -251,9 +273,16 @@ class Answer:
 class Stream:
     """A raw SSE connection: its bytes, its lines and its events, as they come."""
 
-    def __init__(self, port: int, path: str, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        port: int,
+        path: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        trusts: ssl.SSLContext | None = None,
+    ) -> None:
         named = {name.replace("_", "-"): value for name, value in (headers or {}).items()}
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
+        self._connection = connect(port, trusts)
         self._connection.request("GET", path, headers={"Accept": "text/event-stream", **named})
         self.response = self._connection.getresponse()
         self.status = self.response.status
@@ -332,8 +361,12 @@ def quote(text: str) -> str:
     return urllib.parse.quote(text, safe="")
 
 
+def rss_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4_096
+
+
 def has_base(hub: HubProcess) -> bool:
-    return hub.get("/cdc/status").json()["log"]["baseLsn"] is not None
+    return hub.status()["log"]["baseLsn"] is not None
 
 
 def verified(database: Path) -> None:

@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,12 @@ import pytest
 
 from tests.harness import HubProcess, Stream, make_database, run_sql, wait_for
 
+Serving = Callable[..., HubProcess]
+RETAINING = ("--retain-changes", "10", "--set", "log.retain_every_s=0.1")
+
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubProcess]:
+def shared(serving: Serving, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubProcess]:
     database = make_database(
         tmp_path_factory.mktemp("stream") / "app.db",
         "CREATE TABLE todos(id TEXT PRIMARY KEY, title TEXT, completed INTEGER DEFAULT 0)",
@@ -28,7 +31,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubProcess]:
         "INSERT INTO notes VALUES (10, 'a', 'x'), (9, 'b', 'y'), (-1, NULL, 'z')",
         "INSERT INTO todos VALUES ('b', 'B', 0), ('B', 'b', 1), ('a', 'A', 0)",
     )
-    with HubProcess(database, "--heartbeat", "0.3") as hub:
+    with serving(database, "--heartbeat", "0.3") as hub:
         run_sql(
             database, "INSERT INTO todos(id) VALUES ('first')", "DELETE FROM todos WHERE id = 'first'"
         )
@@ -37,13 +40,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubProcess]:
 
 
 @pytest.fixture(scope="module")
-def pruned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubProcess]:
+def pruned(serving: Serving, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubProcess]:
     """A hub whose log has lost its oldest changes."""
     database = make_database(
         tmp_path_factory.mktemp("pruned") / "app.db",
         "CREATE TABLE t(id INTEGER PRIMARY KEY, room TEXT)",
     )
-    with HubProcess(database, "--retain-changes", "10") as hub:
+    with serving(database, *RETAINING) as hub:
         run_sql(database, *(f"INSERT INTO t VALUES ({n}, 'a')" for n in range(1, 41)))
         # Changes go only up to a newer base snapshot, which is taken because they ought to go.
         wait_for(lambda: hub.get("/cdc/status").json()["log"]["basesTaken"] > 1, "a newer base")
@@ -325,8 +328,10 @@ def test_a_heartbeat_carries_the_cursor_of_a_quiet_subscriber(shared: HubProcess
 # Ending.
 
 
-def test_at_shutdown_each_stream_ends_with_a_retry_and_its_last_id(database: Path) -> None:
-    with HubProcess(database, "--drain", "1") as hub:
+def test_at_shutdown_each_stream_ends_with_a_retry_and_its_last_id(
+    serving: Serving, database: Path
+) -> None:
+    with serving(database, "--drain", "1") as hub:
         run_sql(database, "INSERT INTO todos(id) VALUES ('a')")
         hub.wait_for_lsn(1)
         streams = [hub.stream("table=todos") for _ in range(8)]
@@ -345,8 +350,8 @@ def test_at_shutdown_each_stream_ends_with_a_retry_and_its_last_id(database: Pat
         assert len(set(retries)) > 1, "jitter"
 
 
-def test_while_draining_new_streams_are_refused_kindly(database: Path) -> None:
-    with HubProcess(database, "--drain", "30") as hub:
+def test_while_draining_new_streams_are_refused_kindly(serving: Serving, database: Path) -> None:
+    with serving(database, "--drain", "30") as hub:
         streams = [hub.stream("table=todos") for _ in range(20)]
         for stream in streams:
             stream.until("caught-up")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ import pytest
 
 from tests.harness import HubProcess, make_database, run_sql, wait_for
 
+Serving = Callable[..., HubProcess]
 SEATS = "CREATE TABLE seats(id INTEGER PRIMARY KEY, room TEXT, hall INTEGER)"
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubProcess]:
+def shared(serving: Serving, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubProcess]:
     database = make_database(
         tmp_path_factory.mktemp("rooms") / "app.db",
         "CREATE TABLE todos(id TEXT PRIMARY KEY, title TEXT)",
@@ -25,7 +26,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubProcess]:
         SEATS,
     )
     names = ("todos", "notes", "quiet", "seats:room=hall")
-    with HubProcess(database, *(word for name in names for word in ("--table", name))) as hub:
+    with serving(database, *(word for name in names for word in ("--table", name))) as hub:
         yield hub
 
 
@@ -102,11 +103,11 @@ def test_a_table_without_a_room_column_is_sent_whole(shared: HubProcess) -> None
         assert [change["table"] for change in stream.changes(2)] == ["todos", "todos"]
 
 
-def test_a_room_column_can_be_named_for_one_of_all_tables(tmp_path: Path) -> None:
+def test_a_room_column_can_be_named_for_one_of_all_tables(serving: Serving, tmp_path: Path) -> None:
     """`*` is every table; what is said of one table must not be lost."""
     database = make_database(tmp_path / "app.db", SEATS, "CREATE TABLE other(id INTEGER PRIMARY KEY)")
     for options in (("*", "seats:room=hall"), ("seats:room=hall", "*")):
-        with HubProcess(database, "--table", options[0], "--table", options[1]) as hub:
+        with serving(database, "--table", options[0], "--table", options[1]) as hub:
             rooms = {each["table"]: each["room"] for each in hub.get("/cdc/tables").json()}
             assert rooms == {"seats": "hall", "other": None}
             hub.stop()
@@ -115,9 +116,9 @@ def test_a_room_column_can_be_named_for_one_of_all_tables(tmp_path: Path) -> Non
 # Breaks by a changed schema.
 
 
-def test_a_column_that_comes_resets_that_table_only(database: Path) -> None:
+def test_a_column_that_comes_resets_that_table_only(serving: Serving, database: Path) -> None:
     run_sql(database, "CREATE TABLE other(id INTEGER PRIMARY KEY)")
-    with HubProcess(database) as hub, hub.stream("table=todos,other") as stream:
+    with serving(database) as hub, hub.stream("table=todos,other") as stream:
         stream.until("caught-up")
         run_sql(database, "ALTER TABLE todos ADD COLUMN extra DEFAULT 5")
         run_sql(database, "INSERT INTO todos(id) VALUES ('a')")
@@ -130,10 +131,10 @@ def test_a_column_that_comes_resets_that_table_only(database: Path) -> None:
         assert changes[-2]["newValue"] == {"id": "b", "title": None, "completed": 0, "extra": 5}
 
 
-def test_vacuum_resets_a_table_without_a_key(tmp_path: Path) -> None:
+def test_vacuum_resets_a_table_without_a_key(serving: Serving, tmp_path: Path) -> None:
     statements = ["CREATE TABLE bare(v)", "CREATE TABLE keyed(id INTEGER PRIMARY KEY)"]
     database = make_database(tmp_path / "app.db", *statements, "INSERT INTO bare VALUES (1), (2), (3)")
-    with HubProcess(database) as hub, hub.stream("table=*") as stream:
+    with serving(database) as hub, hub.stream("table=*") as stream:
         stream.until("caught-up")
         run_sql(database, "DELETE FROM bare WHERE v < 3", "VACUUM")
         assert run_sql(database, "SELECT rowid FROM bare") == [[1]], "it was 3"

@@ -180,7 +180,8 @@ class CatchUp:
             held.add(subscriber.feed.matcher.items(entries))
             place = Cursor(place.epoch, page.scanned_to if broken is None else broken.lsn)
         epoch = self._epoch(subscriber)
-        for part in batched(held.take(), self._config.page_rows):
+        rows_max, bytes_max = self._config.page_rows, self._config.page_bytes
+        for part in batched(held.take(), rows_max=rows_max, bytes_max=bytes_max):
             subscriber.sink.write(b"".join(subscriber.feed.frames(epoch, part)))
             subscriber.cursor = Cursor(place.epoch, part[-1][0])
             await self._room_to_write(subscriber)

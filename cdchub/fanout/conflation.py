@@ -41,7 +41,13 @@ class Conflation:
         return items
 
 
-def batched(items: Sequence[Item], count: int) -> Iterator[Sequence[Item]]:
-    """Up to `count` at a time."""
-    for start in range(0, len(items), count):
-        yield items[start : start + count]
+def batched(items: Sequence[Item], *, rows_max: int, bytes_max: int) -> Iterator[Sequence[Item]]:
+    """As many at a time as the bounds allow, and one at least."""
+    start, size = 0, 0
+    for place, (_, data) in enumerate(items):
+        if place > start and (place - start == rows_max or size + len(data) > bytes_max):
+            yield items[start:place]
+            start, size = place, 0
+        size += len(data)
+    if items:
+        yield items[start:]

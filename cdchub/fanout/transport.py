@@ -69,7 +69,9 @@ class TransportSink(asyncio.Protocol):
         self._transport.close()
 
     def abort(self) -> None:
-        self._transport.abort()
+        # asyncio's own transports can't be aborted once the connection is lost.
+        if self.write is not _discard:
+            self._transport.abort()
 
     # asyncio.Protocol
 
@@ -88,6 +90,8 @@ class TransportSink(asyncio.Protocol):
             self._transport.abort()
 
     def eof_received(self) -> bool:
+        # A close would wait until the peer has taken what it will never read.
+        self._transport.abort()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -164,7 +164,9 @@ class StreamEndpoint:
         return resolve(since, self._present.view)
 
     def _refusal(self, refused: PassingRefusal) -> Response:
-        return Response(self._refusal_body(refused), media_type=MEDIA_TYPE, headers=dict(_HEADERS))
+        # The connection would be kept for a next request, and its place is wanted for others.
+        headers = {**_HEADERS, "Connection": "close"}
+        return Response(self._refusal_body(refused), media_type=MEDIA_TYPE, headers=headers)
 
     def _refusal_body(self, refused: PassingRefusal) -> bytes:
         retry_after_ms = max(refused.retry_after_ms, self._core.retry_ms())

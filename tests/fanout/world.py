@@ -279,9 +279,11 @@ class SimClient:
         selection: Selection,
         *,
         snapshot: bool,
+        conflate: bool,
         buffer_bytes_max: int,
     ) -> None:
         self._core = core
+        self._conflate = conflate
         self._buffer_bytes_max = buffer_bytes_max
         self._framer = framer
         self.selection = selection
@@ -294,6 +296,8 @@ class SimClient:
         self.received: list[int] = []
         self.begun_at: tuple[str, int] | None = None
         self.resets: list[str] = []
+        # The most that any of its lines ever held.
+        self.most_bytes = 0
 
     @property
     def connected(self) -> bool:
@@ -318,14 +322,20 @@ class SimClient:
         position = self._core.present.position(start) if isinstance(start, Cursor) else None
         self.sink.write(self._framer.opening(position, retry_ms=1))
         self.subscriber = self._core.subscribe(
-            self.selection, self._framer, self.sink, start, snapshot=self.snapshot, transport="sim"
+            self.selection,
+            self._framer,
+            self.sink,
+            start,
+            snapshot=self.snapshot,
+            conflate=self._conflate,
+            transport="sim",
         )
 
     def cut(self) -> None:
         """The line breaks: what was not taken yet is lost."""
         if self.subscriber is not None:
             self._core.unsubscribe(self.subscriber)
-        self.sink = self.subscriber = None
+        self._hang_up()
 
     def take(self, count: int) -> None:
         if self.sink is None:
@@ -333,7 +343,12 @@ class SimClient:
         for event in self.parser.feed(self.sink.take(count)):
             self._on(event)
         if self.sink.closed and not self.sink.buffered_bytes:
-            self.sink = self.subscriber = None
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        if self.sink is not None:
+            self.most_bytes = max(self.most_bytes, self.sink.most_bytes)
+        self.sink = self.subscriber = None
 
     def _on(self, event: Event) -> None:
         match event.name:
@@ -377,7 +392,7 @@ def make_core(source: SimSource, log: SimLog, rng: random.Random, config: Stream
     present = Present(
         history=source.history,
         catalog=CATALOG,
-        ring=Ring(bytes_max=6_000, head_lsn=source.head),
+        ring=Ring(bytes_max=rng.choice((6_000, 60_000)), head_lsn=source.head),
         log=log,
     )
     return Core(config, present, snapshots=SimSnapshots(source, rng), taken=lambda: None)
