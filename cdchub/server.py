@@ -34,6 +34,7 @@ logger = logging.getLogger("cdchub")
 # Requests that are no streams get so long to finish after the streams have ended.
 _FINISH_S = 5
 _TICK_S = 1.0
+_SWITCH_S = 0.000_5
 _BACKLOG_MAX = 2_048
 # What the hub's own files and snapshots need; and connections beyond the streams, for other requests
 # and for saying no politely.
@@ -242,6 +243,9 @@ async def serve(hub: Hub, listener: socket.socket) -> None:
             timeout_graceful_shutdown=_FINISH_S,
         )
     )
+    # The tailer's thread takes the interpreter some thirty times a commit. While the loop is busy
+    # with a crowd, each of them waits for so long, by default 5 ms.
+    sys.setswitchinterval(_SWITCH_S)
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
 
