@@ -240,24 +240,34 @@ class Catalog:
     def bound(
         self, selection: Selection, table: str
     ) -> list[tuple[Condition, Callable[[str], SqliteValue]]]:
-        """A selection's conditions on one table, each with its column's conversion of literals. A
-        column that is gone holds nothing, and converts nothing."""
-        conditions = selection.conditions_of(table)
+        """A selection's conditions on one table, under their columns' present names, each with its
+        column's conversion of literals. A column that is gone holds nothing, and converts nothing."""
+        found: list[tuple[Condition, Callable[[str], SqliteValue]]] = []
+        for condition in selection.conditions_of(table):
+            column = self._column_of(table, condition.column)
+            if column is None:
+                found.append((condition, str))
+            else:
+                found.append((replace(condition, column=column.name), column.literal))
+        return found
+
+    def columns_of(self, selection: Selection, table: str) -> frozenset[str] | None:
+        """The present names of the columns that are wanted of a table; None for all."""
+        wanted = selection.columns_of(table)
+        if wanted is None:
+            return None
+        infos = [(name, self._column_of(table, name)) for name in wanted]
+        return frozenset(name if info is None else info.name for name, info in infos)
+
+    def _column_of(self, table: str, name: str) -> ColumnInfo | None:
+        """A column that a selection names: it may be written in other cases since."""
         known = [info for info in [*self.gone, *self.tables] if info.name == table]
-        return [
-            (
-                condition,
-                column.literal if known and (column := known[-1].column(condition.column)) else str,
-            )
-            for condition in conditions
-        ]
+        return known[-1].column(name) if known else None
 
     def tests(self, selection: Selection, table: str) -> list[tuple[str, Test]]:
         """What each row of a table must hold to be in a selection's filters, by column."""
-        return [
-            (condition.column, make_test(condition, convert))
-            for condition, convert in self.bound(selection, table)
-        ]
+        bound = self.bound(selection, table)
+        return [(condition.column, make_test(condition, convert)) for condition, convert in bound]
 
     def room_columns(self, selection: Selection) -> dict[str, tuple[str, SqliteValue]]:
         """Like `rooms`, with the name of the room column."""

@@ -237,10 +237,10 @@ class Matcher:
         for condition, convert in self._catalog.bound(self.selection, table):
             if held is None and condition.operator in (Operator.EQ, Operator.IN):
                 held = Holding(condition.column, literals(condition, convert))
-        columns = self.selection.columns_of(table)
+        columns = self._catalog.columns_of(self.selection, table)
         sees_rooms = self.selection.room is not None and room is None
         key: IndexKey = held or (Every() if tests or columns is not None or sees_rooms else Whole())
-        return _TableView(room, tests, None if columns is None else frozenset(columns), key)
+        return _TableView(room, tests, columns, key)
 
 
 class Feed:
