@@ -113,7 +113,9 @@ def streamed(hub: HubProcess, query: str) -> tuple[list[Document], list[str]]:
     """The documents up to the present, and their ids."""
     with hub.stream(query) as stream:
         events = [event for event in stream.until("caught-up") if event.name == "message"]
-    return [json.loads(event.data) for event in events], [event.id for event in events]
+    return [json.loads(event.data) for event in events], re.findall(
+        "^id: .*$", stream.text, re.MULTILINE
+    )
 
 
 @pytest.mark.parametrize("format", FORMATS)
