@@ -35,6 +35,14 @@ CONFIG = StreamConfig(
 )
 
 
+FILTERED = {
+    CATALOG.select(["a"], None, filters=["room=eq.x"]): lambda table, key, room: room == "x",
+    CATALOG.select(["*"], "y", filters=["a.id=in.(1,3,4)", "b.room=is.null", "c.id=lt.4"]): (
+        lambda table, key, room: {"a": key in (1, 3, 4), "b": room is None, "c": key < 4}[table]
+    ),
+}
+
+
 class Simulation:
     def __init__(self, seed: int, folder: Path) -> None:
         self.rng = random.Random(seed)
@@ -49,6 +57,7 @@ class Simulation:
             Selection(("c",), "x"),
             Selection(("a", "c"), "y"),
         ]
+        selections += FILTERED
         self.clients = [
             SimClient(
                 self.core,
@@ -56,9 +65,10 @@ class Simulation:
                 selection,
                 snapshot=snapshot,
                 buffer_bytes_max=CONFIG.buffer_bytes_max,
+                conflate=conflate,
             )
             for selection in selections
-            for snapshot in (False, True)
+            for snapshot, conflate in ((False, False), (True, False), (True, True))
         ]
         self.breaks = 0
 
@@ -138,12 +148,19 @@ class Simulation:
             rooms = CATALOG.rooms(client.selection)
             for info in CATALOG.chosen(client.selection):
                 rows = self.source.rows[info.name]
+                inside = FILTERED.get(client.selection, lambda table, key, room: True)
                 wanted = {
-                    k: r for k, r in rows.items() if info.name not in rooms or r == rooms[info.name]
+                    k: r
+                    for k, r in rows.items()
+                    if (info.name not in rooms or r == rooms[info.name]) and inside(info.name, k, r)
                 }
                 assert client.rows[info.name] == wanted
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_simulation_no_gap_no_repeat(seed: int, tmp_path: Path) -> None:
-    await Simulation(seed, tmp_path).run()
+    simulation = Simulation(seed, tmp_path)
+    await simulation.run()
+    conflating = [client for client in simulation.clients if client.conflate]
+    assert sum(client.conflated for client in conflating) > 0, "nobody lagged"
+    assert not any(client.conflated for client in simulation.clients if not client.conflate)

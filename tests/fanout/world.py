@@ -198,8 +198,11 @@ class SimSnapshots:
         content = []
         tables = [info.name for info in CATALOG.chosen(selection)]
         for table in tables:
+            tests = CATALOG.tests(selection, table)
             for key, room in sorted(source.rows[table].items()):
                 if table in rooms and room != rooms[table]:
+                    continue
+                if not all(test({"id": key, "room": room}[name]) for name, test in tests):
                     continue
                 data = encode_change(
                     lsn=source.head,
@@ -280,12 +283,15 @@ class SimClient:
         *,
         snapshot: bool,
         buffer_bytes_max: int,
+        conflate: bool = False,
     ) -> None:
         self._core = core
         self._buffer_bytes_max = buffer_bytes_max
         self._framer = framer
         self.selection = selection
         self.snapshot = snapshot
+        self.conflate = conflate
+        self.conflated = 0
         self.parser = EventParser()
         self.sink: SimSink | None = None
         self.subscriber: Subscriber | None = None
@@ -318,7 +324,13 @@ class SimClient:
         position = self._core.present.position(start) if isinstance(start, Cursor) else None
         self.sink.write(self._framer.opening(position, retry_ms=1))
         self.subscriber = self._core.subscribe(
-            self.selection, self._framer, self.sink, start, snapshot=self.snapshot, transport="sim"
+            self.selection,
+            self._framer,
+            self.sink,
+            start,
+            snapshot=self.snapshot,
+            conflate=self.conflate,
+            transport="sim",
         )
 
     def cut(self) -> None:
@@ -360,6 +372,7 @@ class SimClient:
     def _change(self, change: dict[str, object]) -> None:
         table, key = str(change["table"]), change["key"]["id"]  # type: ignore[index]
         new = change["newValue"]
+        self.conflated += "conflated" in change
         if new is None:
             self.rows[table].pop(key, None)
         else:
