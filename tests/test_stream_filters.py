@@ -220,6 +220,36 @@ def test_an_odd_literal_is_no_fault(shared: HubProcess, text: str) -> None:
         stream.until("caught-up")
 
 
+# Pages.
+
+
+@pytest.mark.parametrize("limit", [1, 3, 7, 10_000])
+def test_pages_of_a_filter_that_matches_few(shared: HubProcess, limit: int) -> None:
+    """However few are wanted at a time, each comes once, and the others are not read one by one."""
+    begin = shared.head()
+    wanted = [*range(3_000, 30_001, 3_000)]
+    rows = "WITH RECURSIVE k(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM k WHERE n < 30000)"
+    run_sql(
+        shared.database,
+        "DELETE FROM items",
+        f"INSERT INTO items {rows} SELECT n, n, 'page' FROM k",
+    )
+    query = filtered("items", f"v=in.({','.join(map(str, wanted))})", "w=eq.page")
+    last = f"/cdc/changes?{filtered('items', 'v=eq.30000')}&since={begin}"
+    wait_for(lambda: b"INSERT" in shared.get(last).body, "the last row")
+    position: str = begin
+    found: list[int] = []
+    while True:
+        page = shared.get(f"/cdc/changes?{query}&since={position}&limit={limit}").json()
+        assert len(page["changes"]) <= limit
+        found += [each["key"]["id"] for each in page["changes"] if each["type"] == "INSERT"]
+        if page["upToDate"]:
+            break
+        assert page["next"] != position, "a page that is not the last must move on"
+        position = page["next"]
+    assert found == wanted
+
+
 # Snapshots.
 
 
