@@ -26,6 +26,7 @@ CONFIG = StreamConfig(
     buffer_bytes_max=1_500,
     page_rows=7,
     page_bytes=2_000,
+    conflate_bytes_max=4_000,
     heartbeat_s=3600,
     # Rounds of a few changes, written a few subscribers at a time.
     round_bytes_max=700,
