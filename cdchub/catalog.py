@@ -15,7 +15,7 @@ import msgspec
 
 from cdchub.change import SqliteValue
 from cdchub.errors import BadFilter, MissingTable, NoRoomColumn, UnknownColumn, UnknownTable
-from cdchub.filter import Condition, Test, make_test, parse_columns, parse_filter
+from cdchub.filter import Condition, Test, literals, make_test, parse_columns, parse_filter
 
 
 class Affinity(Enum):
@@ -149,12 +149,20 @@ class Catalog:
     """The captured tables by name. SQLite folds ASCII case in names, and so does `find`.
 
     `gone` are tables that are captured no longer, as they were last: the log may still tell of them,
-    and what it tells belongs to the rooms that they had.
+    and what it tells belongs to the rooms that they had. `former` are tables as they were before:
+    rows of theirs are compared as those columns did.
     """
 
-    def __init__(self, tables: Sequence[TableInfo] = (), *, gone: Sequence[TableInfo] = ()) -> None:
+    def __init__(
+        self,
+        tables: Sequence[TableInfo] = (),
+        *,
+        gone: Sequence[TableInfo] = (),
+        former: Sequence[TableInfo] = (),
+    ) -> None:
         self.tables = tuple(sorted(tables, key=lambda table: table.name))
         self.gone = tuple(gone)
+        self.former = tuple(former)
         self._by_name = {fold_name(table.name): table for table in self.tables}
 
     def find(self, name: str) -> TableInfo:
@@ -240,23 +248,49 @@ class Catalog:
     def bound(
         self, selection: Selection, table: str
     ) -> list[tuple[Condition, Callable[[str], SqliteValue]]]:
-        """A selection's conditions on one table, each with its column's conversion of literals. A
-        column that is gone holds nothing, and converts nothing."""
-        conditions = selection.conditions_of(table)
+        """A selection's conditions on one table, under their columns' present names, each with its
+        column's conversion of literals."""
+        return _bound(selection.conditions_of(table), self._known(table))
+
+    def columns_of(self, selection: Selection, table: str) -> frozenset[str] | None:
+        """The present names of the columns that are wanted of a table; None for all."""
+        wanted = selection.columns_of(table)
+        if wanted is None:
+            return None
+        infos = [(name, self._column_of(table, name)) for name in wanted]
+        return frozenset(name if info is None else info.name for name, info in infos)
+
+    def _column_of(self, table: str, name: str) -> ColumnInfo | None:
+        """A column that a selection names: it may be written in other cases since."""
+        info = self._known(table)
+        return None if info is None else info.column(name)
+
+    def _known(self, table: str) -> TableInfo | None:
+        """The table as it is or, captured no longer, as it was last."""
         known = [info for info in [*self.gone, *self.tables] if info.name == table]
+        return known[-1] if known else None
+
+    def tests(self, selection: Selection, table: str) -> Tests:
+        """What each row of a table must hold to be in a selection's filters, by column."""
+        return _tests(self.bound(selection, table))
+
+    def former_tests(self, selection: Selection, table: str) -> list[tuple[tuple[str, ...], Tests]]:
+        """The same of the table's former shapes, each with the names of its columns."""
+        conditions = selection.conditions_of(table)
+        infos = [info for info in self.former if info.name == table] if conditions else []
         return [
-            (
-                condition,
-                column.literal if known and (column := known[-1].column(condition.column)) else str,
-            )
-            for condition in conditions
+            (tuple(column.name for column in info.columns), _tests(_bound(conditions, info)))
+            for info in infos
         ]
 
-    def tests(self, selection: Selection, table: str) -> list[tuple[str, Test]]:
-        """What each row of a table must hold to be in a selection's filters, by column."""
+    def former_literals(self, condition: Condition) -> list[SqliteValue]:
+        """A condition's literals as its column compared them in the table's former shapes."""
+        infos = [info for info in self.former if info.name == condition.table]
         return [
-            (condition.column, make_test(condition, convert))
-            for condition, convert in self.bound(selection, table)
+            value
+            for info in infos
+            for each, convert in _bound([condition], info)
+            for value in literals(each, convert)
         ]
 
     def room_columns(self, selection: Selection) -> dict[str, tuple[str, SqliteValue]]:
@@ -278,6 +312,27 @@ class Catalog:
             for table in [*gone, *self.chosen(selection)]
             if table.room is not None
         }
+
+
+Tests = list[tuple[str, Test]]
+
+
+def _bound(
+    conditions: Sequence[Condition], info: TableInfo | None
+) -> list[tuple[Condition, Callable[[str], SqliteValue]]]:
+    """A column that is gone holds nothing, and converts nothing."""
+    found: list[tuple[Condition, Callable[[str], SqliteValue]]] = []
+    for condition in conditions:
+        column = None if info is None else info.column(condition.column)
+        if column is None:
+            found.append((condition, str))
+        else:
+            found.append((replace(condition, column=column.name), column.literal))
+    return found
+
+
+def _tests(bound: Sequence[tuple[Condition, Callable[[str], SqliteValue]]]) -> Tests:
+    return [(condition.column, make_test(condition, convert)) for condition, convert in bound]
 
 
 # Each is looked at for every change of its table.

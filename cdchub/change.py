@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from base64 import b64decode, b64encode
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence, Set
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -259,9 +259,10 @@ def new_value(data: bytes, column: str) -> SqliteValue:
     return from_wire(row.get(column))
 
 
-def rewritten(data: bytes, type: ChangeType, columns: Container[str] | None) -> bytes:
+def rewritten(data: bytes, type: ChangeType, columns: Set[str] | None) -> bytes:
     """A change as a view sees it: an UPDATE that a row enters it by is an INSERT, one that it leaves
-    by a DELETE. `columns`: only these of its rows."""
+    by a DELETE. `columns`: only these of its rows, and those of its key, whatever their names were
+    when the others were asked for."""
     change = _raw_decoder.decode(data)
     change.type = type.name
     if type is ChangeType.INSERT:
@@ -269,6 +270,7 @@ def rewritten(data: bytes, type: ChangeType, columns: Container[str] | None) -> 
     elif type is ChangeType.DELETE:
         change.newValue = _NULL
     if columns is not None:
+        columns = columns | _members_decoder.decode(change.key).keys()
         change.oldValue = only_columns(change.oldValue, columns)
         change.newValue = only_columns(change.newValue, columns)
     return _encoder.encode(change)

@@ -345,12 +345,16 @@ class Stream:
             assert not self.ended, f"the stream has ended after {self.text[-300:]!r}"
             self._read()
 
+    def taken(self) -> list[Event]:
+        """The events that were read and not yet asked for."""
+        events, self._events = self._events, []
+        return events
+
     def rest(self) -> list[Event]:
         """Everything up to the end of the stream."""
         while not self.ended:
             self._read()
-        events, self._events = self._events, []
-        return events
+        return self.taken()
 
     def __iter__(self) -> Iterator[Event]:
         while True:

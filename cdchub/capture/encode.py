@@ -35,7 +35,11 @@ class RowEncoder:
     def rows(self, columns: Columns) -> Iterable[object]:
         """One object a row, of columns in the shape's order."""
         if self._only is not None:
+            rows = len(columns[0])
             columns = [columns[place] for place in self._only]
+            if not columns:
+                # The columns that were asked for have gone, the rows have not.
+                return ({} for _ in range(rows))
         return starmap(self._row, zip(*map(wire_column, columns), strict=True))
 
     def keys(self, columns: Columns, rowids: Sequence[int | None]) -> Iterable[object]:

@@ -70,7 +70,12 @@ class Captured:
         shapes = [self.shapes[table_id] for table_id in self.active]
         for shape in shapes:
             gone.pop(shape.name)
-        return Catalog([shape.info() for shape in shapes], gone=[s.info() for s in gone.values()])
+        retired = [shape for table_id, shape in self.shapes.items() if table_id not in self.active]
+        return Catalog(
+            [shape.info() for shape in shapes],
+            gone=[shape.info() for shape in gone.values()],
+            former=[shape.info() for shape in retired],
+        )
 
 
 @dataclass(slots=True)

@@ -174,13 +174,14 @@ def rows_of(selection: Selection, catalog: Catalog, shape: Shape) -> Rows:
         tests.append((column, lambda value: value == room))
     there = [(c, literals(c, convert)) for c, convert in bound if c.column in shape.captured]
     places = {name: place for place, name in enumerate(shape.captured, 1)}
-    wanted = selection.columns_of(shape.name)
+    wanted = catalog.columns_of(selection, shape.name)
     return Rows(
         shape,
         narrow(there, quote),
         # A column that is gone holds nothing.
         tuple((places.get(name, _NOWHERE), test) for name, test in tests),
-        None if wanted is None else frozenset(wanted),
+        # The key's columns may have other names than when they were asked for.
+        None if wanted is None else frozenset({*wanted, *shape.key}),
     )
 
 

@@ -249,6 +249,9 @@ class Tailer:
             if install.is_installed(source.connection):
                 raise
             raise HistoryBroken("capture is no longer installed") from error
+        if changed:
+            # Before the rows: `migrate`, say, has told by itself what they are in the new shape.
+            self._deliver(SchemaChanged(source.captured.catalog()))
         if batch.rows:
             self._append(batch)
         if changed:
@@ -267,8 +270,7 @@ class Tailer:
         self._auditor.captured(batch.rows)
         size_bytes = sum(len(entry.data) for entry in entries)
         source.progress.outbox_bytes += size_bytes
-        broken = any(entry.type is ChangeType.BREAK for entry in entries)
-        self._bases.appended(size_bytes, broken=broken)
+        self._bases.appended(size_bytes, broken=any(e.type is ChangeType.BREAK for e in entries))
         self.counters.changes += len(entries)
         self.counters.batches += 1
         self.counters.last_commit_ms = last[TIMESTAMP]
@@ -302,9 +304,7 @@ class Tailer:
 
     def _reconcile(self, *, strict: bool = False, escaped: Sequence[str] = ()) -> None:
         """Brings capture in line with the schema, and tells followers what that means to them.
-
-        `escaped`: tables that were changed without capture.
-        """
+        `escaped`: tables that were changed without capture."""
         outcome = self._mender.reconcile(self._source, strict=strict, escaped=escaped)
         if outcome is not None:
             self._take(outcome)

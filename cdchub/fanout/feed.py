@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from cdchub.catalog import Catalog, Selection
+from cdchub.catalog import Catalog, Selection, Tests
 from cdchub.change import (
     NOTES,
     ChangeType,
@@ -25,7 +25,7 @@ from cdchub.change import (
 )
 from cdchub.fanout.encoding import Format, encode
 from cdchub.fanout.subscriber import Subscriber
-from cdchub.filter import Operator, Test, literals
+from cdchub.filter import Operator, literals
 from cdchub.log.protocol import Narrowing
 from cdchub.position import Epoch, Position
 
@@ -123,13 +123,16 @@ class _TableView:
     def __init__(
         self,
         room: SqliteValue,
-        tests: Sequence[tuple[str, Test]],
+        tests: Tests,
+        former: Sequence[tuple[tuple[str, ...], Tests]],
         columns: frozenset[str] | None,
         key: IndexKey,
     ) -> None:
-        """`room` is None where the table is sent whole as far as rooms go."""
+        """`room` is None where the table is sent whole as far as rooms go. `former` are the tests of
+        the table's older shapes, by the names of their columns."""
         self._room = room
         self._tests = tests
+        self._former = former
         self._columns = columns
         self.key = key
 
@@ -154,12 +157,23 @@ class _TableView:
         if self._tests and (was or now):
             old, new = change.rows()
             # Where nobody knows the old row, it may have matched: a DELETE too many does no harm.
-            was = was and (old is None or self._holds(old))
-            now = now and new is not None and self._holds(new)
+            was = was and (old is None or self._held(old))
+            now = now and new is not None and _hold(self._tests, new)
         return was, now
 
-    def _holds(self, row: WireRow) -> bool:
-        return all(test(from_wire(row.get(name))) for name, test in self._tests)
+    def _held(self, row: WireRow) -> bool:
+        """Whether a row was in the view that is none of the present shape, maybe: the change that
+        brings it into that shape tells it as the older one had it."""
+        if _hold(self._tests, row):
+            return True
+        if not self._former:
+            return False
+        names = tuple(row)
+        return any(_hold(tests, row) for columns, tests in self._former if columns == names)
+
+
+def _hold(tests: Tests, row: WireRow) -> bool:
+    return all(test(from_wire(row.get(name))) for name, test in tests)
 
 
 def _seen_as(type: ChangeType, *, was: bool, now: bool) -> ChangeType | None:
@@ -236,11 +250,12 @@ class Matcher:
         held: Holding | None = None if room is None else Holding(None, (room,))
         for condition, convert in self._catalog.bound(self.selection, table):
             if held is None and condition.operator in (Operator.EQ, Operator.IN):
-                held = Holding(condition.column, literals(condition, convert))
-        columns = self.selection.columns_of(table)
+                former = self._catalog.former_literals(condition)
+                held = Holding(condition.column, (*literals(condition, convert), *former))
+        columns = self._catalog.columns_of(self.selection, table)
         sees_rooms = self.selection.room is not None and room is None
         key: IndexKey = held or (Every() if tests or columns is not None or sees_rooms else Whole())
-        return _TableView(room, tests, None if columns is None else frozenset(columns), key)
+        return _TableView(room, tests, self._catalog.former_tests(self.selection, table), columns, key)
 
 
 class Feed:

@@ -7,6 +7,7 @@ one condition; its matcher decides. What can't be looked up (`gt`, `like`, …) 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import chain
 
 from cdchub.change import NOTES, Entry, SqliteValue, from_wire
 from cdchub.fanout.feed import EntryRows, Every, Feed, Holding, Item, Whole
@@ -61,6 +62,10 @@ class _TableIndex:
         if self.columns:
             old, new = change.rows()
             for column, filed in self.columns.items():
+                if old is not None and column not in old:
+                    # A row of an older shape: the column may have had another name.
+                    yield from chain.from_iterable(filed.values())
+                    continue
                 before = None if old is None else from_wire(old.get(column))
                 after = None if new is None else from_wire(new.get(column))
                 yield from filed.get(before, ())

@@ -29,6 +29,10 @@ NDJSON = "application/x-ndjson"
 CSV = "text/csv"
 _NO_STORE = {"Cache-Control": "no-store"}
 _PAGE_BYTES_MAX = 4 * 2**20
+# Entries that are read in one go, however few of them are wanted: a filter may match few.
+_READ_ROWS = 1_000
+# Entries that one request looks at, half a second's work; `next` says how far that was.
+_LOOKED_AT_MAX = 100_000
 
 _encoder = msgspec.json.Encoder()
 
@@ -74,9 +78,9 @@ class Endpoints:
         while True:
             if isinstance(start, Gone):
                 raise self._gone(start.reason, selection)
-            found, scanned = await self._collect(start, selection, limit)
+            found, scanned, has_more = await self._collect(start, selection, limit)
             left_s = deadline_s - asyncio.get_running_loop().time()
-            if found or left_s <= 0 or self._core.draining:
+            if found or has_more or left_s <= 0 or self._core.draining:
                 return self._page(request, scanned, found)
             start = scanned
             await self._long_poll(head, left_s)
@@ -84,31 +88,40 @@ class Endpoints:
 
     async def _collect(
         self, start: Cursor, selection: Selection, limit: int
-    ) -> tuple[list[bytes], Cursor]:
-        """Up to `limit` matching changes after `start`, and how far that scanned."""
+    ) -> tuple[list[bytes], Cursor, bool]:
+        """Up to `limit` matching changes after `start`, how far that scanned, and whether it stopped
+        before all was scanned."""
         matcher = Matcher(selection, self._present.catalog)
         found: list[bytes] = []
-        size, cursor = 0, start
-        while len(found) < limit and size < _PAGE_BYTES_MAX:
+        sparse = bool(selection.conditions) or selection.room is not None
+        size, looked_at, cursor = 0, 0, start
+        while len(found) < limit and size < _PAGE_BYTES_MAX and looked_at < _LOOKED_AT_MAX:
+            left = limit - len(found)
             page = await self._present.page(
-                cursor, matcher.narrowing(), rows_max=limit - len(found), bytes_max=_PAGE_BYTES_MAX
+                cursor,
+                matcher.narrowing(),
+                rows_max=max(left, _READ_ROWS) if sparse else left,
+                bytes_max=_PAGE_BYTES_MAX,
             )
             if isinstance(page, Gone):
                 if found or cursor != start:
-                    break
+                    return found, cursor, True
                 raise self._gone(page.reason, selection)
-            data, met_break = _matching(page.entries, matcher)
+            data, stopped_at = _matching(page.entries, matcher, left)
             found += data
+            looked_at += len(page.entries)
             size += sum(map(len, data))
-            if met_break is not None:
+            if stopped_at is not None and stopped_at.type is ChangeType.BREAK:
                 if not found:
-                    at = Cursor(cursor.epoch, met_break.lsn)
-                    raise self._gone("schema", selection, (met_break.table,), at)
-                return found, Cursor(cursor.epoch, met_break.lsn - 1)
+                    at = Cursor(cursor.epoch, stopped_at.lsn)
+                    raise self._gone("schema", selection, (stopped_at.table,), at)
+                return found, Cursor(cursor.epoch, stopped_at.lsn - 1), True
+            if stopped_at is not None:
+                return found, Cursor(cursor.epoch, stopped_at.lsn), True
             if page.scanned_to == cursor.lsn:
-                break
+                return found, cursor, False
             cursor = Cursor(cursor.epoch, page.scanned_to)
-        return found, cursor
+        return found, cursor, True
 
     async def _long_poll(self, head: Position, timeout_s: float) -> None:
         if self._long_polls >= self._config.long_polls_max:
@@ -212,8 +225,11 @@ class Endpoints:
         return self._present.catalog.asked_for(query)
 
 
-def _matching(entries: Sequence[Entry], matcher: Matcher) -> tuple[list[bytes], Entry | None]:
-    """The matching changes up to the first break of a covered table, and that break."""
+def _matching(
+    entries: Sequence[Entry], matcher: Matcher, limit: int
+) -> tuple[list[bytes], Entry | None]:
+    """Up to `limit` matching changes, and the entry that ended that before the last one: a break of a
+    covered table, or the change that filled the limit."""
     found: list[bytes] = []
     for entry in entries:
         if entry.type is ChangeType.BREAK:
@@ -221,6 +237,8 @@ def _matching(entries: Sequence[Entry], matcher: Matcher) -> tuple[list[bytes], 
                 return found, entry
         elif (data := matcher.data(EntryRows(entry))) is not None:
             found.append(data)
+            if len(found) == limit and entry is not entries[-1]:
+                return found, entry
     return found, None
 
 

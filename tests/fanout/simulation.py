@@ -37,6 +37,13 @@ HELD_BYTES_MAX = (
     CONFIG.buffer_bytes_max + CONFIG.page_bytes + CONFIG.page_rows * _FRAME_BYTES + _NOTICES_BYTES
 )
 
+FILTERED = {
+    CATALOG.select(["a"], None, filters=["room=eq.x"]): lambda table, key, room: room == "x",
+    CATALOG.select(["*"], "y", filters=["a.id=in.(1,3,4)", "b.room=is.null", "c.id=lt.4"]): (
+        lambda table, key, room: {"a": key in (1, 3, 4), "b": room is None, "c": key < 4}[table]
+    ),
+}
+
 
 class Simulation:
     def __init__(self, seed: int, folder: Path, *, steps: int, breaks_max: int = 3) -> None:
@@ -54,6 +61,7 @@ class Simulation:
             Selection(None),
             Selection(("c",), "x"),
             Selection(("a", "c"), "y"),
+            *FILTERED,
         ]
         self.clients = [
             SimClient(
@@ -148,7 +156,10 @@ class Simulation:
             rooms = CATALOG.rooms(client.selection)
             for info in CATALOG.chosen(client.selection):
                 rows = self.source.rows[info.name]
+                inside = FILTERED.get(client.selection, lambda table, key, room: True)
                 wanted = {
-                    k: r for k, r in rows.items() if info.name not in rooms or r == rooms[info.name]
+                    k: r
+                    for k, r in rows.items()
+                    if (info.name not in rooms or r == rooms[info.name]) and inside(info.name, k, r)
                 }
                 assert client.rows[info.name] == wanted

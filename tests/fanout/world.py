@@ -198,8 +198,11 @@ class SimSnapshots:
         content = []
         tables = [info.name for info in CATALOG.chosen(selection)]
         for table in tables:
+            tests = CATALOG.tests(selection, table)
             for key, room in sorted(source.rows[table].items()):
                 if table in rooms and room != rooms[table]:
+                    continue
+                if not all(test({"id": key, "room": room}[name]) for name, test in tests):
                     continue
                 data = encode_change(
                     lsn=source.head,
@@ -279,7 +282,7 @@ class SimClient:
         selection: Selection,
         *,
         snapshot: bool,
-        conflate: bool,
+        conflate: bool = False,
         buffer_bytes_max: int,
     ) -> None:
         self._core = core
