@@ -90,7 +90,7 @@ class StreamConfig:
     conflate_bytes_max: int = 4 * 2**20
     # Pages that those who catch up write in one iteration of the loop, some 0.1 ms each: what comes
     # between two live rounds.
-    turns_per_iteration: int = 16
+    turns_per_iteration: int = 32
     # What one round carries; a subscriber that keeps up must never be full after one.
     round_bytes_max: int = 64 * 2**10
     # Writes in one iteration of the loop, some 5 µs each.

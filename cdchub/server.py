@@ -18,6 +18,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import uvicorn
@@ -25,7 +26,7 @@ import uvicorn
 from cdchub.app import create_app
 from cdchub.config import HttpConfig
 from cdchub.errors import StartError
-from cdchub.fanout import Core
+from cdchub.fanout import Core, Turnstile
 from cdchub.handover import HandOverProtocol
 from cdchub.hub import Hub
 
@@ -35,7 +36,9 @@ logger = logging.getLogger("cdchub")
 _FINISH_S = 5
 _TICK_S = 1.0
 _SWITCH_S = 0.000_5
-_BACKLOG_MAX = 2_048
+_BACKLOG_MAX = 4_096
+# New connections that are heard in one iteration of the loop, some 0.15 ms each.
+_TURNS_AT_DOOR = 64
 # What the hub's own files and snapshots need; and connections beyond the streams, for other requests
 # and for saying no politely.
 _DESCRIPTORS_KEPT = 128
@@ -105,14 +108,16 @@ def _descriptors_max() -> int:
 
 def _backlog() -> int:
     """Connections that wait to be accepted: all of them may come in one iteration of the loop."""
-    return min(_BACKLOG_MAX, _descriptors_max() // 8)
+    return min(_BACKLOG_MAX, _descriptors_max() // 5)
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What all connections of a listener may take. `outcomes` counts who met a bound."""
+    """What all connections of a listener may take; the core's outcomes count who met a bound. The door
+    lets new ones speak in turns."""
 
     core: Core
+    door: Turnstile
     connections_max: int
     head_bytes_max: int
     head_s_max: float
@@ -126,6 +131,9 @@ class _BoundedProtocol(HandOverProtocol):
     waiting_since_s: float | None = None
     _head_bytes = 0
     _is_in_body = False
+    # Whether the piece that is being read ended a head or a body.
+    _heard = False
+    _is_new = True
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -142,11 +150,12 @@ class _BoundedProtocol(HandOverProtocol):
 
     def on_headers_complete(self) -> None:
         self.waiting_since_s = None
-        self._is_in_body = True
+        self._is_in_body = self._heard = True
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         self._is_in_body = False
+        self._heard = True
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -158,12 +167,35 @@ class _BoundedProtocol(HandOverProtocol):
         super().on_response_complete()
 
     def data_received(self, data: bytes) -> None:
-        if not self._is_in_body:
-            self._head_bytes += len(data)
-            if self._head_bytes > self.bounds.head_bytes_max:
-                self._refuse("head_too_large", 431, b"Request Header Fields Too Large")
+        if self._is_new:
+            self._is_new = False
+            if not self.bounds.door.take():
+                # Thousands come back at once: what they ask for is looked at in turns.
+                self.transport.pause_reading()
+                self.bounds.door.wait(partial(self._hear, data))
                 return
+        room = self.bounds.head_bytes_max - self._head_bytes
+        # A body may come with its head, in one piece; but the head must end within its bound.
+        is_head = not self._is_in_body and data.find(b"\r\n\r\n", 0, max(0, room)) < 0
+        if is_head and len(data) > room:
+            self._refuse_head()
+            return
+        self._heard = False
+        self._head_bytes += len(data)
         super().data_received(data)
+        if self._heard or self._is_in_body:
+            self._head_bytes = 0
+        elif self._head_bytes > self.bounds.head_bytes_max and not self.transport.is_closing():
+            # Empty lines, before which no head begins.
+            self._refuse_head()
+
+    def _refuse_head(self) -> None:
+        self._refuse("head_too_large", 431, b"Request Header Fields Too Large")
+
+    def _hear(self, data: bytes) -> None:
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
+            self.data_received(data)
 
     def look(self, now_s: float) -> None:
         """Called once a second."""
@@ -224,6 +256,7 @@ async def serve(hub: Hub, listener: socket.socket) -> None:
     class Protocol(_BoundedProtocol):
         bounds = Bounds(
             hub.core,
+            Turnstile(_TURNS_AT_DOOR),
             connections_max=most,
             head_bytes_max=hub.config.http.head_bytes_max,
             head_s_max=hub.config.http.head_s_max,

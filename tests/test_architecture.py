@@ -71,6 +71,7 @@ PUBLIC = {
         "Start",
         "Subscriber",
         "TransportSink",
+        "Turnstile",
         "View",
         "encode",
         "lines_of",

@@ -236,3 +236,12 @@ def answered(hub: HubProcess) -> bool:
         return hub.get("/healthz").status == 200
     except OSError:
         return False
+
+
+def test_a_body_that_comes_with_its_head_is_no_head(impatient: HubProcess) -> None:
+    """In one piece, as a client may send it."""
+    body = b"x" * 200_000
+    with Wire(impatient.port) as wire:
+        head = b"POST /api/todos HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        wire.send(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        wire.read_until(b"HTTP/1.1 404 ")

@@ -11,6 +11,7 @@ from cdchub.fanout.seam import FromBase, Gone, View, resolve
 from cdchub.fanout.sink import BufferSink
 from cdchub.fanout.subscriber import Subscriber
 from cdchub.fanout.transport import EXTENSION, HandOver, TransportSink
+from cdchub.fanout.turnstile import Turnstile
 
 __all__ = [
     "EXTENSION",
@@ -34,6 +35,7 @@ __all__ = [
     "Start",
     "Subscriber",
     "TransportSink",
+    "Turnstile",
     "View",
     "encode",
     "lines_of",
