@@ -35,7 +35,6 @@ logger = logging.getLogger("cdchub")
 # Requests that are no streams get so long to finish after the streams have ended.
 _FINISH_S = 5
 _TICK_S = 1.0
-_SWITCH_S = 0.000_5
 _BACKLOG_MAX = 4_096
 # New connections that are heard in one iteration of the loop, some 0.15 ms each.
 _TURNS_AT_DOOR = 64
@@ -276,9 +275,6 @@ async def serve(hub: Hub, listener: socket.socket) -> None:
             timeout_graceful_shutdown=_FINISH_S,
         )
     )
-    # The tailer's thread takes the interpreter some thirty times a commit. While the loop is busy
-    # with a crowd, each of them waits for so long, by default 5 ms.
-    sys.setswitchinterval(_SWITCH_S)
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
 
