@@ -209,6 +209,8 @@ class Catalog:
         chosen = self.chosen(selection)
         if room is not None and all(table.room is None for table in chosen):
             raise NoRoomColumn(wanted)
+        if not (filters or columns):
+            return selection
         if len(filters) > _CONDITIONS_MAX:
             raise BadFilter(filters[_CONDITIONS_MAX], 0, f"is one more than {_CONDITIONS_MAX}")
         # Sorted, so that equal requests share a feed however they are written.
