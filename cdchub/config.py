@@ -18,7 +18,7 @@ class CaptureConfig:
     # again: a few times at once, then at doubling intervals up to a bound that no fsync passes.
     recheck_gaps_s: tuple[float, ...] = (0.000_2,) * 10 + tuple(0.001 * 2**n for n in range(9))
     # Looks without a hint, so long after the last commit.
-    settle_s: tuple[float, ...] = (0.02, 0.2)
+    settle_s: tuple[float, ...] = (0.02, 0.1, 0.3, 0.8)
     # Without a hint: a look at least this often. With inotify only as a safety net.
     safety_look_s: float = 2.0
     poll_s: float = 0.05

@@ -57,8 +57,11 @@ class _HandOver:
         self._cycle.chunked_encoding = False
         self._cycle.keep_alive = False
 
-    def take_transport(self) -> asyncio.Transport | None:
+    async def take_transport(self) -> asyncio.Transport | None:
         """The connection, once the head is written; None where the peer is gone already."""
+        # A transport that is full tells so once, and that was to uvicorn: an earlier answer on this
+        # connection may still be on its way.
+        await self._protocol.flow.drain()
         protocol, transport = self._protocol, self._protocol.transport
         gone = self._cycle.disconnected or transport.is_closing()
         # The server neither waits for this response nor sends anything more.

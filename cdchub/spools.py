@@ -28,7 +28,8 @@ from cdchub.log.protocol import BaseInfo, Cursor, Expired
 # How long to wait for the tailer to notice that the source was replaced under a snapshot.
 _STALE_WAIT_S = 0.1
 
-_Key = tuple[int, Selection, SnapshotFormat]
+# An epoch, what of it, and in which form; None for the log's base.
+_Key = tuple[int, Selection, SnapshotFormat | None]
 
 
 class OpenSpool:
@@ -138,13 +139,14 @@ class Spools:
 
         Raises `Overloaded`, sqlite3's errors or OSError.
         """
-        spool, epoch_number = await asyncio.get_running_loop().run_in_executor(
-            self._threads, partial(self._read_base, selection)
-        )
+        shared = self._find_or_make(selection, None)[1]
+        shared.readers += 1
         try:
+            spool, epoch_number = await asyncio.shield(shared.making)
             yield OpenSpool(spool, epoch_number, self._config)
         finally:
-            spool.close()
+            shared.readers -= 1
+            shared.free_if_done()
 
     def _read_base(self, selection: Selection) -> tuple[Spool, int]:
         for _ in range(self._config.attempts):
@@ -180,7 +182,10 @@ class Spools:
         self._stop.set()
         await asyncio.to_thread(self._threads.shutdown, wait=True, cancel_futures=True)
 
-    def _find_or_make(self, selection: Selection, format: SnapshotFormat) -> tuple[_Key, _Shared]:
+    def _find_or_make(
+        self, selection: Selection, format: SnapshotFormat | None
+    ) -> tuple[_Key, _Shared]:
+        """`format` is None for the log's base."""
         cursor, _ = self._anchor()
         key = (cursor.epoch, selection, format)
         shared = self._shared.get(key)
@@ -215,8 +220,10 @@ class Spools:
             del self._shared[key]
         shared.free_if_done()
 
-    async def _take(self, selection: Selection, format: SnapshotFormat) -> tuple[Spool, int]:
+    async def _take(self, selection: Selection, format: SnapshotFormat | None) -> tuple[Spool, int]:
         loop = asyncio.get_running_loop()
+        if format is None:
+            return await loop.run_in_executor(self._threads, self._read_base, selection)
         for _ in range(self._config.attempts):
             cursor, nonce = self._anchor()
             try:

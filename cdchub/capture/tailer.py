@@ -152,9 +152,8 @@ class Tailer:
                 self._step(hint)
                 self._recovered()
                 hint = self._wake.wait(self._patience_s())
-                # A file that comes or goes is told of by itself, where inotify tells.
-                told = hint is Hint.WRITTEN and self._wake.uses_inotify
-                if not told and (self._source.replaced() or self._log.is_gone()):
+                other_files = self._wake.files_may_differ(hint)
+                if other_files and (self._source.replaced() or self._log.is_gone()):
                     self._reopen()
             except Busy:
                 # Only reading and pruning happen here, so there is nothing to undo.

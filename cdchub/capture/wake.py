@@ -40,6 +40,7 @@ class Wake:
         self._poll.register(self._kick_read, select.POLLIN)
         self._wal = -1
         self._folder = -1
+        self._files_told = False
         # A commit hook may kick in the moment in which this is closed.
         self._kicking = threading.Lock()
         self._closed = False
@@ -57,8 +58,15 @@ class Wake:
             with contextlib.suppress(BlockingIOError):
                 os.read(descriptor, _READ_BYTES)
         if self._folder in ready:
+            self._files_told = True
             return Hint.FILES
         return Hint.WRITTEN if ready else Hint.NONE
+
+    def files_may_differ(self, hint: Hint) -> bool:
+        """Whether files may have come or gone since this was asked before; `hint` is the last one.
+        Where inotify tells of files by themselves, a write alone says no."""
+        told, self._files_told = self._files_told, False
+        return told or not (hint is Hint.WRITTEN and self.uses_inotify)
 
     def kick(self) -> None:
         """Wakes the waiting thread now; harmless when this is closed."""

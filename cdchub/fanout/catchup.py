@@ -173,6 +173,7 @@ class CatchUp:
         held = Conflation(bytes_max=self._config.conflate_bytes_max)
         place, broken = subscriber.cursor, None
         while not (held.is_full or broken) and place.lsn < self._present.end_of(place):
+            await self._turnstile.turn()
             page = await self._page(subscriber, place)
             if page is None:
                 return

@@ -39,7 +39,8 @@ logger = logging.getLogger("cdchub.fanout")
 # Heartbeats are spread over so many ticks: ten thousand at once would take 50 ms, and each tick wakes
 # an idle hub.
 _SLOTS = 5
-# At shutdown, what was written last has so long to leave.
+# At shutdown, the round that is under way has so long to end, and what was written last to leave.
+_LAST_ROUND_S = 1.0
 _LAST_BYTES_S = 0.2
 
 
@@ -259,6 +260,10 @@ class Core:
                 await self._empty.wait()
         for subscriber in self.subscribers():
             self._end_politely(subscriber)
+        # A round that is being written comes first.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_ROUND_S):
+                await self._empty.wait()
         self._forget_ended()
         if self._ending:
             await asyncio.sleep(_LAST_BYTES_S)

@@ -18,6 +18,7 @@ from cdchub.fanout.present import Present
 
 # LSNs a block: at some 300 bytes a change that is a page of 75 KiB.
 _BLOCK_LSNS = 256
+_OVERHEAD_BYTES = 500
 
 
 class _Block(NamedTuple):
@@ -29,6 +30,11 @@ class _Block(NamedTuple):
     offsets: Sequence[int]
     data: bytes
 
+    @property
+    def weight(self) -> int:
+        """Bytes, with what the objects around them take: a block without a match has some too."""
+        return len(self.data) + 16 * len(self.lsns) + _OVERHEAD_BYTES
+
 
 class FramedRing:
     def __init__(self, present: Present, *, bytes_max: int, page_bytes: int) -> None:
@@ -38,15 +44,23 @@ class FramedRing:
         self._page_bytes = page_bytes
         self._bytes = 0
         self._blocks: OrderedDict[tuple[Feed, int], _Block] = OrderedDict()
+        # By feed, which of its blocks are held.
+        self._numbers: dict[Feed, set[int]] = {}
 
     def clear(self) -> None:
         """Another history, or other matchers."""
         self._blocks.clear()
+        self._numbers.clear()
         self._bytes = 0
 
     def forget(self, feed: Feed) -> None:
-        for key in [key for key in self._blocks if key[0] is feed]:
-            self._bytes -= len(self._blocks.pop(key).data)
+        for number in self._numbers.pop(feed, ()):
+            self._drop((feed, number))
+
+    def _drop(self, key: tuple[Feed, int]) -> None:
+        block = self._blocks.pop(key, None)
+        if block is not None:
+            self._bytes -= block.weight
 
     def after(self, feed: Feed, lsn: int) -> tuple[bytes, int] | None:
         """Some of what follows `lsn`, which must be in the ring, and the LSN up to which that goes.
@@ -59,14 +73,15 @@ class FramedRing:
             made = self._make(feed, lsn)
             if made is None:
                 return None
-            if block is not None:
-                self._bytes -= len(block.data)
+            self._drop(key)
             block = self._blocks[key] = made
-            self._bytes += len(block.data)
+            self._numbers.setdefault(feed, set()).add(key[1])
+            self._bytes += block.weight
         self._blocks.move_to_end(key)
         while self._bytes > self._bytes_max and len(self._blocks) > 1:
-            _, oldest = self._blocks.popitem(last=False)
-            self._bytes -= len(oldest.data)
+            oldest = next(iter(self._blocks))
+            self._drop(oldest)
+            self._numbers[oldest[0]].discard(oldest[1])
         return _part(block, lsn, bytes_max=self._page_bytes)
 
     def _make(self, feed: Feed, lsn: int) -> _Block | None:

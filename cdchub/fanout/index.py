@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
-from cdchub.change import NOTES, Entry, SqliteValue, from_wire
+from cdchub.change import NOTES, ChangeType, Entry, SqliteValue, from_wire
 from cdchub.fanout.feed import EntryRows, Every, Feed, Holding, Item, Whole
 
 _Feeds = dict[Feed, None]
+_HAVE_OLD = frozenset({ChangeType.UPDATE, ChangeType.DELETE})
 
 
 class _TableIndex:
@@ -62,8 +63,11 @@ class _TableIndex:
         if self.columns:
             old, new = change.rows()
             for column, filed in self.columns.items():
-                if old is not None and column not in old:
-                    # A row of an older shape: the column may have had another name.
+                if (old is None and change.entry.type in _HAVE_OLD) or (
+                    old is not None and column not in old
+                ):
+                    # Nobody knows the old row; or it has an older shape, where the column may have had
+                    # another name.
                     yield from chain.from_iterable(filed.values())
                     continue
                 before = None if old is None else from_wire(old.get(column))

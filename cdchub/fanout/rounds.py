@@ -128,6 +128,8 @@ class Rounds:
     def _go_on(self) -> None:
         """Works deliveries off, until a round is under way or none is left."""
         self._pause = None
+        if self._round is not None:
+            return
         with self._noting_faults():
             while self._deliveries and self._round is None:
                 self._take_next()
@@ -139,9 +141,18 @@ class Rounds:
             yield
         except Exception as fault:
             self._round = None
-            self._failed()
             self.fault = f"a delivery could not be taken: {fault}"
             logger.exception("fan-out has a fault, restart the hub: %s", fault)
+            self._failed()
+            self._run_between()
+            # What was delivered since must not wait, and capture not for its tokens.
+            asyncio.get_running_loop().call_soon(self._go_on)
+
+    def _run_between(self) -> None:
+        waiting, self._between = self._between, []
+        for action in waiting:
+            with self._noting_faults():
+                action()
 
     def _take_next(self) -> None:
         present = self._present
@@ -191,13 +202,13 @@ class Rounds:
             source_head_lsn = delivery.source_head_lsn
             # The nonce is the last row's.
             nonce = None if rest else delivery.nonce
-            self._present.append(part, source_head_lsn=source_head_lsn, nonce=nonce)
-            found += part
             if rest:
                 self._deliveries[0] = Appended(rest, source_head_lsn, delivery.nonce)
             else:
                 self._deliveries.popleft()
                 self._taken()
+            self._present.append(part, source_head_lsn=source_head_lsn, nonce=nonce)
+            found += part
         return found
 
     def _write_slice(self) -> None:
@@ -213,10 +224,8 @@ class Rounds:
         round_, self._round = self._round, None
         if round_ is None:
             return
-        waiting, self._between = self._between, []
-        for action in waiting:
-            action()
-        if self._deliveries:
+        self._run_between()
+        if self._deliveries and self._pause is None:
             loop = asyncio.get_running_loop()
             took_s = loop.time() - round_.began_s
             self._pause = loop.call_later(min(took_s, self._config.tick_s), self._go_on)

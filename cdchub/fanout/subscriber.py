@@ -1,4 +1,4 @@
-"""A subscriber: one stream as a state machine over a cursor. Pure: no I/O, no clock.
+"""A subscriber: one stream as a state machine over a cursor. It does nothing by itself.
 
 It is a cursor into the log, never a queue. The cursor says up to where every matching change was
 written into its stream. A LIVE one stands at the head by definition, and each round of changes is

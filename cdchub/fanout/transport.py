@@ -27,8 +27,8 @@ class HandOver(Protocol):
         """To be called before the response's head is sent."""
         ...
 
-    def take_transport(self) -> asyncio.Transport | None:
-        """The connection, once the head is sent; None where the peer is gone already."""
+    async def take_transport(self) -> asyncio.Transport | None:
+        """The connection, once the head is sent and little waits in it; None where the peer is gone."""
         ...
 
 

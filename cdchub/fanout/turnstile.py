@@ -42,7 +42,8 @@ class Turnstile:
         self._left = self._turns
         while self._left and self._waiting:
             self._left -= 1
-            self._waiting.popleft()()
+            # By itself: an error in one must not be the others'.
+            asyncio.get_running_loop().call_soon(self._waiting.popleft())
         self._armed = bool(self._waiting)
         if self._armed:
             asyncio.get_running_loop().call_soon(self._next_iteration)

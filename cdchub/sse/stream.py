@@ -95,7 +95,7 @@ class StreamEndpoint:
         headers = [(b"content-type", _CONTENT_TYPE)]
         headers += [(k.lower().encode(), v.encode()) for k, v in wanted.headers.items()]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        transport = server.take_transport()
+        transport = await server.take_transport()
         if transport is not None:
             sink = TransportSink(transport, bytes_max=self._config.buffer_bytes_max)
             try:

@@ -134,3 +134,36 @@ async def test_a_round_that_fails_cuts_off_who_may_have_missed_it(
         back = made.client()
         made.commit()
         assert events(back) == 1
+
+
+async def test_after_a_fault_what_has_piled_up_goes_on(tmp_path: Path) -> None:
+    """Capture waits for its deliveries to be taken: none may be left behind a round that failed."""
+    async with world(tmp_path) as made:
+        clients = [made.client() for _ in range(5)]
+        victim = clients[3].subscriber
+        assert victim is not None
+
+        def broken(data: bytes) -> None:
+            raise RuntimeError("no such transport")
+
+        victim.feed.live[victim] = broken
+        for _ in range(8):
+            made.commit()
+        await turns(lambda: made.core.present.head.lsn == 8)
+
+
+async def test_an_action_that_fails_is_not_the_others_affair(tmp_path: Path) -> None:
+    async with world(tmp_path) as made:
+        for _ in range(5):
+            made.client()
+        done: list[str] = []
+
+        def fails() -> None:
+            raise RuntimeError("not mine")
+
+        made.commit()
+        made.core._rounds.when_between(fails)
+        made.core._rounds.when_between(lambda: done.append("mine"))
+        made.commit()
+        await turns(lambda: made.core.present.head.lsn == 2)
+        assert done == ["mine"]
