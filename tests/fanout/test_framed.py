@@ -54,7 +54,7 @@ def test_slices_of_shared_blocks_are_what_each_reader_would_get(seed: int, tmp_p
     framer = SseFramer()
     feeds = [Feed(selection, CATALOG, framer) for selection in FEEDS]
     try:
-        for _ in range(60):
+        for _ in range(25):
             world.commit(rng.choice((1, 5, 300)))
             view = world.present.view
             for _ in range(5):

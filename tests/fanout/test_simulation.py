@@ -11,7 +11,7 @@ import pytest
 
 from tests.fanout.simulation import Simulation
 
-SEEDS = range(40)
+SEEDS = range(24)
 STEPS = 400
 
 
