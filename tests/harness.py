@@ -1,4 +1,7 @@
-"""Real things for tests to use: databases, writer processes, hub processes, an SSE reader."""
+"""Real things for tests to use: databases, writer processes, hub processes, an SSE reader.
+
+Longer than a module should be: nearly every test takes several of them, from one place.
+"""
 
 from __future__ import annotations
 
