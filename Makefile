@@ -7,6 +7,8 @@ DEV := $(VENV)/.cdchub-dev-installed
 LOAD := $(VENV)/.cdchub-load-installed
 PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null)
+# Test processes side by side, one more than there are cores: tests mostly wait.
+WORKERS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 
 .PHONY: demo test lint soak conformance simulate kills bench bench-capture bench-fanout compare loadtest \
 	plots clean
@@ -15,7 +17,7 @@ demo: $(STAMP)  ## serve a ready-made database with a live page
 	$(BIN)/cdchub demo $(ARGS)
 
 test: $(DEV)  ## all tests; ARGS="-k name" runs some
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: $(DEV)  ## formatting, lint and types
 	$(BIN)/ruff format --check .
