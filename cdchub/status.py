@@ -27,16 +27,6 @@ def status_of(
     uptime_s: float,
 ) -> dict[str, object]:
     present, counters = core.present, capturing.counters
-    subscribers = core.subscribers()
-    by_table: Counter[str] = Counter()
-    by_room: Counter[str] = Counter()
-    lag_lsn_max = 0
-    for subscriber in subscribers:
-        selection = subscriber.feed.selection
-        by_table.update(selection.tables or ("*",))
-        if selection.room is not None:
-            by_room[selection.room] += 1
-        lag_lsn_max = max(lag_lsn_max, core.lag_lsn(subscriber))
     log_bytes = sum(
         path.stat().st_size
         for suffix in ("", "-wal")
@@ -51,15 +41,7 @@ def status_of(
         "firstLsn": present.oldest.lsn + 1,
         "headLsn": present.head.lsn,
         "tables": [table.name for table in present.catalog.tables],
-        "subscribers": {
-            "total": len(subscribers),
-            "byTransport": dict(Counter(sub.transport for sub in subscribers)),
-            "byTable": dict(by_table),
-            "byRoom": dict(by_room.most_common(_ROOMS_SHOWN)),
-            "lagLsnMax": lag_lsn_max,
-            "byState": dict(Counter(sub.state.name.lower() for sub in subscribers)),
-            "outcomes": dict(core.outcomes),
-        },
+        "subscribers": _subscribers(core),
         "connections": core.connection_count,
         "rooms": rooms.counts(most=_ROOMS_SHOWN),
         "capture": {
@@ -93,4 +75,26 @@ def status_of(
             "basesTaken": counters.bases_taken,
             "basesFailed": counters.bases_failed,
         },
+    }
+
+
+def _subscribers(core: Core) -> dict[str, object]:
+    subscribers = core.subscribers()
+    by_table: Counter[str] = Counter()
+    by_room: Counter[str] = Counter()
+    lag_lsn_max = 0
+    for subscriber in subscribers:
+        selection = subscriber.feed.selection
+        by_table.update(selection.tables or ("*",))
+        if selection.room is not None:
+            by_room[selection.room] += 1
+        lag_lsn_max = max(lag_lsn_max, core.lag_lsn(subscriber))
+    return {
+        "total": len(subscribers),
+        "byTransport": dict(Counter(sub.transport for sub in subscribers)),
+        "byTable": dict(by_table),
+        "byRoom": dict(by_room.most_common(_ROOMS_SHOWN)),
+        "lagLsnMax": lag_lsn_max,
+        "byState": dict(Counter(sub.state.name.lower() for sub in subscribers)),
+        "outcomes": dict(core.outcomes),
     }
