@@ -160,8 +160,8 @@ class Messages:
     async def _backwards(
         self, room: str, upto: int, down_to: int = 0
     ) -> AsyncIterator[list[tuple[str, int, bool]]]:
-        """What came into a room up to an LSN of the present epoch, as `_entered` has it: some at a time,
-        the newest first."""
+        """What came into a room up to an LSN of the present epoch, as `_entered` has it, some at
+        a time, the newest first."""
         narrowing = Narrowing((TABLE,), room)
         size, high = _LOOK_LSNS, upto
         while high > (floor := max(self._present.oldest.lsn, down_to)):

@@ -26,7 +26,7 @@ class Turns:
         failed: Callable[[Request, Exception], None],
         waiting_max: int,
     ) -> None:
-        """`start` owns the task. `ready` returns when the client can take an answer, and `failed` is told
+        """`start` owns the task. `ready` returns when the client can take an answer; `failed` is told
         what an action raises."""
         self._start = start
         self._ready = ready
