@@ -26,7 +26,7 @@ from cdchub.http import (
 )
 from cdchub.hub import Authenticate, Hub
 from cdchub.sse import StreamEndpoint
-from cdchub.ws import USER, WebSocketEndpoint
+from cdchub.ws import USER, WebSocketEndpoint, refuse_unauthorized
 
 
 def create_app(hub: Hub, *, drains: bool = False, embedded: bool = False) -> Starlette:
@@ -95,6 +95,9 @@ def mounted(hub: Hub, authenticate: Authenticate | None) -> ASGIApp:
             user = authenticate(Request({"method": "GET", **scope, "type": "http"}, receive))
             if inspect.isawaitable(user):
                 user = await user
+            if user is None and scope["type"] == "websocket":
+                await refuse_unauthorized(receive, send)
+                return
             if user is None:
                 await problem(Unauthorized("this needs a credential"))(scope, receive, send)
                 return
