@@ -127,7 +127,7 @@ async def _lifespan(hub: Hub, receive: Receive, send: Send) -> None:
 async def _request_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
     # A form that a person sent; /cdc is for programs, whatever they accept.
-    if request.method == "POST" and wants_html(request):
+    if request.scope.get("method") == "POST" and wants_html(request):
         return views.error_page(error.status, error.detail, again="/todos")
     return problem(error)
 
