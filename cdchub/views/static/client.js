@@ -562,7 +562,7 @@ class Connection {
     const isBlocked = transport.kind === "websocket" && this.socketsBlocked >= 2;
     this.nextKind = isBlocked ? "sse" : "websocket";
     if (tooMany) this.tries = Math.max(this.tries, 3);
-    const wait_ms = isBlocked && this.socketsBlocked > 2 ? 0 : backoff(this.tries++, Math.random());
+    const wait_ms = isBlocked ? 0 : backoff(this.tries++, Math.random());
     this.timer = setTimeout(() => this.open(), retryAfterMs + wait_ms);
   }
 
