@@ -447,7 +447,7 @@ class Room {
     else if (frame.type.startsWith("message") && this.position && frame.lsn > lsnOf(this.position)) {
       this.position = `${epochOf(this.position)}:${frame.lsn}`;
     }
-    if (frame.type === "heartbeat") return;
+    if (frame.type === "heartbeat" || frame.type === "caught-up") return;
     if (frame.type === "error" && frame.id === `join ${this.name}`) {
       if (PASSING.has(frame.code)) setTimeout(() => this.join(), frame.retryAfterMs ?? BACKOFF_BASE_MS);
       else this.error = frame.message;
