@@ -194,8 +194,8 @@ export function foldRoom(room, frame) {
   switch (frame.type) {
     case "joined":
       return { ...room, joined: true, members: [...frame.members].sort() };
-    case "lost":
-      return { ...room, joined: false };
+    case "status":
+      return { ...room, joined: room.joined && frame.joined };
     case "members":
       return { ...room, members: [...frame.members].sort() };
     case "user-joined":
@@ -344,7 +344,6 @@ class Feed {
     this.isLive = false;
     // A snapshot that was cut is taken again from its start.
     this.collecting = null;
-    this.deliver();
   }
 
   refuse(message) {
@@ -451,8 +450,7 @@ class Room {
     if (frame.type === "error" && frame.id === `join ${this.name}`) {
       if (PASSING.has(frame.code)) setTimeout(() => this.join(), frame.retryAfterMs ?? BACKOFF_BASE_MS);
       else this.error = frame.message;
-      this.tell({ type: "status" });
-      return;
+      return this.tellStatus();
     }
     if (frame.type === "reset") {
       this.connection.say({ type: "history", room: this.name, limit: 50, id: ANEW });
@@ -476,7 +474,11 @@ class Room {
 
   lost() {
     this.historyDue = 0;
-    this.take({ type: "lost" });
+    this.state = { ...this.state, joined: false };
+  }
+
+  tellStatus() {
+    this.tell({ type: "status", joined: this.state.joined });
   }
 
   refresh() {
@@ -507,16 +509,16 @@ const beforeOf = (message) =>
 // The connection, at the holder.
 
 class Connection {
-  /** @param {string} base where /cdc is, with a slash at its end */
-  constructor(base, user) {
+  /** @param {string} base where /cdc is, with a slash at its end @param {() => void} changed */
+  constructor(base, user, changed = () => {}) {
     this.base = base;
     this.user = user;
+    this.changed = changed;
     this.userId = null;
     /** @type {Map<string, Feed>} */
     this.feeds = new Map();
     /** @type {Map<string, Room>} */
     this.rooms = new Map();
-    this.watchers = new Set();
     /** @type {Status} */
     this.status = "connecting";
     this.error = null;
@@ -552,12 +554,8 @@ class Connection {
    */
   down(transport, { heard, retryAfterMs = 0, tooMany = false, lasting = null }) {
     if (transport !== this.transport) return;
-    this.letGo();
-    if (lasting !== null) {
-      this.become("closed", lasting);
-      return;
-    }
-    this.become(this.status === "connecting" ? "connecting" : "reconnecting");
+    if (lasting !== null) return this.letGo("closed", lasting);
+    this.letGo(this.status === "connecting" ? "connecting" : "reconnecting");
     if (transport.kind === "websocket") this.socketsBlocked = heard ? 0 : this.socketsBlocked + 1;
     const isBlocked = transport.kind === "websocket" && this.socketsBlocked >= 2;
     this.nextKind = isBlocked ? "sse" : "websocket";
@@ -566,26 +564,21 @@ class Connection {
     this.timer = setTimeout(() => this.open(), retryAfterMs + wait_ms);
   }
 
-  letGo() {
+  /** Ends what is connected. The positions stay. */
+  letGo(status, error = null) {
     clearTimeout(this.timer);
-    const { transport } = this;
+    this.transport?.close();
     this.transport = null;
-    transport?.close();
     for (const each of [...this.feeds.values(), ...this.rooms.values()]) each.lost();
-  }
-
-  /** Nobody looks: the positions stay. */
-  rest() {
-    this.letGo();
-    this.become("connecting");
+    this.become(status, error);
   }
 
   become(status, error = null) {
     this.status = status;
     this.error = error;
     for (const feed of this.feeds.values()) feed.deliver();
-    for (const room of this.rooms.values()) room.tell({ type: "status" });
-    for (const watch of this.watchers) watch();
+    for (const room of this.rooms.values()) room.tellStatus();
+    this.changed();
   }
 
   newSocket() {
@@ -599,7 +592,7 @@ class Connection {
   moveUp() {
     this.socketsBlocked = 0;
     this.nextKind = "websocket";
-    this.letGo();
+    this.letGo("reconnecting");
     this.open();
   }
 
@@ -781,6 +774,7 @@ class SocketTransport {
 
   connectLater(feed, retryAfterMs) {
     feed.lost();
+    feed.deliver();
     setTimeout(
       () => {
         const { feeds, transport } = this.connection;
@@ -1012,10 +1006,9 @@ class Holder {
   constructor(base) {
     this.base = base;
     this.seats = new Set();
-    this.main = new Connection(base, null);
+    this.main = new Connection(base, null, () => this.seats.forEach((seat) => seat.tellConnection()));
     this.others = new Map(); // user → connection, where tabs chat under several names
     this.timer = null;
-    this.main.watchers.add(() => this.seats.forEach((seat) => seat.tellConnection()));
   }
 
   /** A tab's end of the line: a MessagePort or a BroadcastChannel. */
@@ -1042,7 +1035,7 @@ class Holder {
       main.user = user;
       main.userId = null;
       if (main.transport) {
-        main.rest();
+        main.letGo("connecting");
         main.open();
       }
       return main;
@@ -1058,7 +1051,7 @@ class Holder {
   settle() {
     for (const [user, connection] of this.others) {
       if (!connection.rooms.size) {
-        connection.letGo();
+        connection.letGo("closed");
         this.others.delete(user);
       }
     }
@@ -1069,7 +1062,7 @@ class Holder {
 
   rest() {
     // Who is in a room is present there, also while they don't look.
-    for (const connection of this.connections) if (!connection.rooms.size) connection.rest();
+    for (const connection of this.connections) if (!connection.rooms.size) connection.letGo("connecting");
   }
 }
 
