@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -43,6 +44,10 @@ def create_app(hub: Hub, *, drains: bool = False, embedded: bool = False) -> Sta
         failing=lambda: hub.failing,
     )
     todos = views.TodoApi(hub.writer, config.http, catalog=lambda: hub.core.present.catalog)
+    dashboard = views.DashboardApi(
+        catalog=lambda: hub.core.present.catalog,
+        time_zone=views.local_time_zone(os.environ.get("TZ")),
+    )
     cdc = [
         Route("/stream", StreamEndpoint(hub.core, config.stream, drains=drains), methods=["GET"]),
         Route("/changes", endpoints.changes),
@@ -58,7 +63,7 @@ def create_app(hub: Hub, *, drains: bool = False, embedded: bool = False) -> Sta
             Route("/t/{tenant}/cdc/{rest:path}", endpoints.not_implemented),
             Route("/healthz", endpoints.healthz),
             Route("/readyz", endpoints.readyz),
-            *views.routes(todos),
+            *views.routes(todos, dashboard),
         ],
         middleware=[
             Middleware(

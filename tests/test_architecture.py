@@ -89,7 +89,17 @@ PUBLIC = {
     },
     "cdchub.log": {"LogReader", "LogWriter", "Replica", "Ring"},
     "cdchub.sse": {"Event", "EventParser", "SseFramer", "StreamEndpoint"},
-    "cdchub.views": {"FIRST_TODOS", "SCHEMA", "SourceWriter", "TodoApi", "error_page", "routes"},
+    "cdchub.views": {
+        "SCHEMA",
+        "DashboardApi",
+        "SourceWriter",
+        "TodoApi",
+        "error_page",
+        "local_time_zone",
+        "past",
+        "routes",
+        "simulate",
+    },
     "cdchub.ws": set(),
 }
 
