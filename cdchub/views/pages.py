@@ -29,6 +29,7 @@ def routes(todos: TodoApi, dashboard: DashboardApi) -> Sequence[BaseRoute]:
     return [
         Route("/", _page("index.html")),
         Route("/todos", _page("todos.html")),
+        Route("/dashboard", _page("dashboard.html")),
         Route("/api/dashboard", dashboard.settings),
         Route("/api/todos", todos.collection, methods=["GET", "POST"]),
         Route("/api/todos/reorder", todos.reorder, methods=["POST"]),
