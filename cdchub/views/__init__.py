@@ -5,12 +5,11 @@ from cdchub.views.pages import error_page, routes
 from cdchub.views.schema import SCHEMA
 from cdchub.views.seed import past
 from cdchub.views.simulator import simulate
-from cdchub.views.todos import SourceWriter, TodoApi
+from cdchub.views.todos import TodoApi
 
 __all__ = [
     "SCHEMA",
     "DashboardApi",
-    "SourceWriter",
     "TodoApi",
     "error_page",
     "local_time_zone",

@@ -19,7 +19,7 @@ from typing import assert_never
 from cdchub.errors import CdchubError
 from cdchub.views import shop
 from cdchub.views.shop import DAY_MS, OWN, SESSION_LIFE_MS, VISIT_MS, Statement
-from cdchub.views.todos import SourceWriter
+from cdchub.writing import SourceWriter
 
 logger = logging.getLogger("cdchub")
 
