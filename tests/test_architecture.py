@@ -98,6 +98,7 @@ PUBLIC = {
         "SCHEMA",
         "DashboardApi",
         "TodoApi",
+        "client_library",
         "error_page",
         "local_time_zone",
         "past",
