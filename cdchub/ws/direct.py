@@ -21,6 +21,8 @@ _UNSUPPORTED_DATA, _INVALID_DATA = 1003, 1007
 # An empty ping: FIN and opcode 9.
 _PING = b"\x89\x00"
 _MASKED, _MASK_BYTES = 0x80, 4
+# What answers it: FIN and opcode 10, masked, and empty.
+_PONG, _PONG_BYTES = b"\x8a\x80", 6
 # The library tells of each peer's mistake; they are counted here.
 _quiet = logging.getLogger("cdchub.ws.frames")
 
@@ -114,6 +116,9 @@ class Direct(asyncio.Protocol):
         self._heard_s = asyncio.get_running_loop().time()
         if self._rest:
             data = self._rest + data
+        elif data[:2] == _PONG and len(data) == _PONG_BYTES and self._frames is None:
+            # Most of what ten thousand quiet peers say.
+            return
         end = whole_frames(data, frame_bytes_max=self._message_bytes_max)
         data, self._rest = data[:end], data[end:]
         if not data:
