@@ -19,6 +19,7 @@ _NEW_USERS = 18  # of them, those of this week
 _SESSIONS_A_DAY = (40, 90)
 _ORDERS_A_SESSION = 0.3
 _REFUNDED = 0.06
+_VISITORS = 9  # those of the last minutes
 _CHAT_LINES = 6
 
 
@@ -31,6 +32,10 @@ def past(now_ms: int, random: Random) -> list[Statement]:
             at_ms = begin_ms + random.randrange(DAY_MS)
             known = [id for id, since_ms in users if since_ms <= at_ms]
             statements += _visit(random, user_id=random.choice(known), at_ms=at_ms, now_ms=now_ms)
+    regulars = [id for id, since_ms in users if since_ms < now_ms - _DAYS * DAY_MS]
+    for id in random.sample(regulars, _VISITORS):
+        at_ms = now_ms - random.randrange(2 * shop.VISIT_MS)
+        statements.append(shop.session(random, user_id=id, at_ms=at_ms, last_active_ms=now_ms))
     statements += _todos(now_ms, random)
     for room in shop.ROOMS:
         times_ms = sorted(now_ms - random.randrange(3 * HOUR_MS) for _ in range(_CHAT_LINES))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -136,7 +137,7 @@ def test_the_readers_zone_and_clock_do_not_matter(
     shop: HubProcess, zone: str, windows: Windows
 ) -> None:
     page = windows.new(timezone_id="Pacific/Kiritimati", locale="en-US")
-    page.clock.install(time=1_500_000_000_000)
+    page.clock.install(time=datetime(2017, 7, 14))
     page.goto(f"{shop.url}/dashboard")
     expect_agreement(page, shop.database, zone)
     expect(page.get_by_text("Days begin at midnight in")).to_contain_text(zone)
@@ -165,7 +166,7 @@ def test_numbers_glide_to_where_they_go(shop: HubProcess, windows: Windows) -> N
     page.goto(f"{shop.url}/dashboard")
     revenue = card(page, "Revenue Today")
     expect(revenue).to_have_text("$1,254.49")
-    page.clock.pause_at(now_ms() + 10_000)
+    page.clock.pause_at(datetime.now() + timedelta(seconds=10))
     place_order(shop.database, "big", total=1_000, at_ms=now_ms() - 1)
     # The chart is there at once, and with it the beginning of the way.
     expect(bars(page).nth(12)).to_have_accessible_name(re.compile("2,254.49"))
@@ -213,8 +214,8 @@ def test_deeds_are_listed_newest_first(shop: HubProcess, windows: Windows) -> No
             re.compile(rf"^\$\s*{re.escape(EVIL)} placed an order\s*\$50\.00\s*3h ago$"),
             re.compile(r"Ada placed an order\s*\$80\.25\s*\w{3} \d+$"),
             re.compile(r"Somebody placed an order\s*\$7\.00"),
-            re.compile(r"Bo signed up"),
             re.compile(r"Bo placed an order\s*\$300\.00"),
+            re.compile(r"Bo signed up"),
             re.compile(r"Ada was refunded\s*\$10\.00"),
             re.compile(r"Ada placed an order\s*\$10\.00"),
             re.compile(r"Ada placed an order\s*\$11\.00"),
