@@ -6,12 +6,15 @@ import json
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from playwright.sync_api import Locator, Page, expect
 
 from tests.browser import dashboard_oracle as oracle
-from tests.harness import run_sql
+from tests.harness import HubProcess, run_sql
+
+if TYPE_CHECKING:
+    from tests.browser.conftest import Windows
 
 MINUTE_MS = 60_000
 HOUR_MS = 60 * MINUTE_MS
@@ -97,6 +100,12 @@ def place_order(database: Path, id: str, *, user: str = "ada", total: float = 5,
 
 def refund(database: Path, id: str) -> None:
     run_sql(database, "UPDATE orders SET status = 'refunded' WHERE id = ?", parameters=[id])
+
+
+def opened(windows: Windows, hub: HubProcess, **options: Any) -> Page:
+    page = windows.open(f"{hub.url}/dashboard", **options)
+    expect(page.get_by_role("status")).to_have_text("Live")
+    return page
 
 
 def card(page: Page, label: str) -> Locator:

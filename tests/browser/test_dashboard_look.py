@@ -9,12 +9,9 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import Windows
-from tests.browser.dashboard_page import activity, bars, card, now_ms, place_order, refund
-from tests.browser.test_appearance import assert_readable
-from tests.browser.test_dashboard_page import PHONE, opened, shop, zone
+from tests.browser.dashboard_page import activity, bars, card, now_ms, opened, place_order, refund
+from tests.browser.test_appearance import PHONE, assert_readable
 from tests.harness import HubProcess, run_sql
-
-__all__ = ["shop", "zone"]
 
 pytestmark = pytest.mark.needs("chromium")
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import expect
 
 from tests.browser.conftest import Windows
 from tests.browser.dashboard_page import (
@@ -20,10 +19,9 @@ from tests.browser.dashboard_page import (
     bars,
     card,
     expect_agreement,
-    fill,
     next_midnight_ms,
-    noon_zone,
     now_ms,
+    opened,
     place_order,
     refund,
 )
@@ -31,31 +29,6 @@ from tests.harness import HubProcess, make_database, run_sql
 from tests.test_source_faults import backup
 
 pytestmark = pytest.mark.needs("chromium")
-
-PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
-
-
-@pytest.fixture
-def zone(monkeypatch: pytest.MonkeyPatch) -> str:
-    """The hub's; where the browser believes to be is another matter."""
-    name = noon_zone()
-    monkeypatch.setenv("TZ", name)
-    return name
-
-
-@pytest.fixture
-def shop(zone: str, tmp_path: Path) -> Iterator[HubProcess]:
-    database = tmp_path / "cdchub-demo.db"
-    with HubProcess(database, command=["demo", "--quiet"], cwd=tmp_path) as process:
-        fill(database)
-        yield process
-
-
-def opened(windows: Windows, hub: HubProcess, **options: object) -> Page:
-    page = windows.open(f"{hub.url}/dashboard", **options)
-    expect(page.get_by_role("status")).to_have_text("Live")
-    return page
-
 
 # Numbers.
 
