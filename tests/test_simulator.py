@@ -22,6 +22,7 @@ from cdchub.views.shop import DAY_MS, ROOMS, Statement
 from cdchub.views.simulator import (
     MESSAGES_OF_DAY_MAX,
     ORDERS_OF_DAY_MAX,
+    REFUNDED_ONE_IN,
     SESSIONS_OF_DAY_MAX,
     TODOS_MAX,
     USERS_MAX,
@@ -34,7 +35,7 @@ from cdchub.views.simulator import (
 from tests.harness import PATIENCE_S, make_database, run_sql, wait_for
 
 NOW_MS = 1_763_700_000_000
-NOTHING = Counts(0, 0, 0, 0, 0, 0, 0, 0)
+NOTHING = Counts(0, 0, 0, 0, 0, 0, 0, 0, 0)
 COUNT = st.integers(0, 5_000)
 OF_OTHERS = {
     "users": ("mine", "Me", "me@example.org", NOW_MS),
@@ -81,19 +82,20 @@ def value(db: sqlite3.Connection, sql: str, *parameters: Any) -> Any:
     ("counts", "never"),
     [
         (NOTHING, {Step.TOUCH, Step.VISIT, Step.ORDER, Step.REFUND}),
-        (Counts(5, 9, 0, 9, 0, 9, 0, 0), {Step.TOUCH, Step.ORDER, Step.REFUND}),
-        (Counts(USERS_MAX, 0, 1, 0, 1, 0, 0, 0), {Step.SIGN_UP}),
-        (Counts(5, SESSIONS_OF_DAY_MAX, 1, 0, 1, 0, 0, 0), {Step.VISIT}),
-        (Counts(5, 0, 1, ORDERS_OF_DAY_MAX, 1, 0, 0, 0), {Step.ORDER}),
-        (Counts(5, 0, 1, 0, 1, MESSAGES_OF_DAY_MAX + 1, 0, 0), {Step.CHAT}),
-        (Counts(5, 9, 1, 9, 1, 9, TODOS_MAX, 0), set()),
+        (Counts(5, 9, 0, 9, 0, 0, 9, 0, 0), {Step.TOUCH, Step.ORDER, Step.REFUND}),
+        (Counts(USERS_MAX, 0, 1, 0, 9, 0, 0, 0, 0), {Step.SIGN_UP}),
+        (Counts(5, SESSIONS_OF_DAY_MAX, 1, 0, 9, 0, 0, 0, 0), {Step.VISIT}),
+        (Counts(5, 0, 1, ORDERS_OF_DAY_MAX, 9, 0, 0, 0, 0), {Step.ORDER}),
+        (Counts(5, 0, 1, 0, REFUNDED_ONE_IN - 1, 1, 0, 0, 0), {Step.REFUND}),
+        (Counts(5, 0, 1, 0, 9, 0, MESSAGES_OF_DAY_MAX + 1, 0, 0), {Step.CHAT}),
+        (Counts(5, 9, 1, 9, 9, 1, 9, TODOS_MAX, 0), set()),
     ],
 )
 def test_what_has_no_ground_or_no_room_does_not_happen(counts: Counts, never: set[Step]) -> None:
     assert {step for step, weight in weights(counts).items() if weight == 0} == never
 
 
-@given(st.builds(Counts, *[COUNT] * 8), st.integers(0, 2**32))
+@given(st.builds(Counts, *[COUNT] * 9), st.integers(0, 2**32))
 def test_there_is_always_something_to_do(counts: Counts, seed: int) -> None:
     assert min(weights(counts).values()) >= 0
     statements = next_step(counts, now_ms=NOW_MS, random=Random(seed))

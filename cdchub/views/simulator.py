@@ -46,13 +46,14 @@ class Step(Enum):
 @dataclass(frozen=True, slots=True)
 class Counts:
     """What is there: the columns of `COUNTS`, in this order. `visiting` are sessions of the simulator
-    that have just begun, `refundable` its orders; todos are its own."""
+    that have just begun, `refundable` and `refunded` its orders of the week; todos are its own."""
 
     users: int
     sessions_of_day: int
     visiting: int
     orders_of_day: int
     refundable: int
+    refunded: int
     messages_of_day: int
     todos_open: int
     todos_done: int
@@ -61,13 +62,13 @@ class Counts:
 _OWN_TODOS = f"FROM todos WHERE id GLOB '{OWN}*' AND completed"
 # With the time since when, in milliseconds, for the mark.
 _VISITING = f"FROM sessions WHERE token GLOB '{OWN}*' AND created_at > ?"
-_REFUNDABLE = f"FROM orders WHERE id GLOB '{OWN}*' AND status = 'paid' AND created_at > ?"
+_OWN_ORDERS = f"FROM orders WHERE id GLOB '{OWN}*' AND created_at > ? AND status"
 COUNTS = (
     "SELECT (SELECT count(*) FROM users),"
     " (SELECT count(*) FROM sessions WHERE created_at > ?),"
     f" (SELECT count(*) {_VISITING}),"
     " (SELECT count(*) FROM orders WHERE created_at > ?),"
-    f" (SELECT count(*) {_REFUNDABLE}),"
+    f" (SELECT count(*) {_OWN_ORDERS} = 'paid'), (SELECT count(*) {_OWN_ORDERS} = 'refunded'),"
     " (SELECT count(*) FROM messages WHERE created_at > ?),"
     f" (SELECT count(*) {_OWN_TODOS} = 0), (SELECT count(*) {_OWN_TODOS} <> 0)"
 )
@@ -75,8 +76,8 @@ COUNTS = (
 
 def counts_at(now_ms: int) -> Statement:
     """The statement whose row is `Counts`."""
-    day_ms, visit_ms = now_ms - DAY_MS, now_ms - VISIT_MS
-    return COUNTS, (day_ms, visit_ms, day_ms, now_ms - REFUND_WITHIN_MS, day_ms)
+    day_ms, visit_ms, week_ms = now_ms - DAY_MS, now_ms - VISIT_MS, now_ms - REFUND_WITHIN_MS
+    return COUNTS, (day_ms, visit_ms, day_ms, week_ms, week_ms, day_ms)
 
 
 # Weights of the steps. With the gap above: a visit every 30 s or so, an order every 45 s.
@@ -95,16 +96,19 @@ USERS_MAX = 1_000
 SESSIONS_OF_DAY_MAX = 1_000
 ORDERS_OF_DAY_MAX = 300
 MESSAGES_OF_DAY_MAX = 300
+# At the most one order in so many is refunded.
+REFUNDED_ONE_IN = 8
 
 
 def weights(counts: Counts) -> dict[Step, float]:
     """How likely each step is now."""
+    orders = counts.refundable + counts.refunded
     left = {
         Step.TOUCH: 1.0 if counts.visiting else 0.0,
         Step.VISIT: _left(counts.sessions_of_day, SESSIONS_OF_DAY_MAX) if counts.users else 0.0,
         Step.ORDER: _left(counts.orders_of_day, ORDERS_OF_DAY_MAX) if counts.visiting else 0.0,
         Step.SIGN_UP: _left(counts.users, USERS_MAX),
-        Step.REFUND: 1.0 if counts.refundable else 0.0,
+        Step.REFUND: _left(REFUNDED_ONE_IN * counts.refunded, orders) if counts.refundable else 0.0,
         Step.CHAT: _left(counts.messages_of_day, MESSAGES_OF_DAY_MAX),
         Step.TODO: 1.0,
         Step.TIDY: 1.0,
@@ -170,7 +174,7 @@ def _order(offset: int, now_ms: int, random: Random) -> Statement:
 
 
 def _refund(offset: int, now_ms: int) -> Statement:
-    id = f"(SELECT id {_REFUNDABLE} ORDER BY id LIMIT 1 OFFSET ?)"
+    id = f"(SELECT id {_OWN_ORDERS} = 'paid' ORDER BY id LIMIT 1 OFFSET ?)"
     return f"UPDATE orders SET status = 'refunded' WHERE id = {id}", (now_ms - REFUND_WITHIN_MS, offset)
 
 
