@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Mount, Route
+from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cdchub import views
@@ -26,6 +26,7 @@ from cdchub.http import (
 )
 from cdchub.hub import Authenticate, Hub
 from cdchub.sse import StreamEndpoint
+from cdchub.ws import USER, WebSocketEndpoint
 
 
 def create_app(hub: Hub, *, drains: bool = False, embedded: bool = False) -> Starlette:
@@ -43,12 +44,16 @@ def create_app(hub: Hub, *, drains: bool = False, embedded: bool = False) -> Sta
         failing=lambda: hub.failing,
     )
     todos = views.TodoApi(hub.writer, config.http, catalog=lambda: hub.core.present.catalog)
+    socket = WebSocketEndpoint(hub.core, hub.rooms, hub.messages, config)
     cdc = [
+        Route("/ws", socket, methods=["GET"]),
+        WebSocketRoute("/ws", socket),
         Route("/stream", StreamEndpoint(hub.core, config.stream, drains=drains), methods=["GET"]),
         Route("/changes", endpoints.changes),
         Route("/snapshot", endpoints.snapshot),
         Route("/tables", endpoints.tables),
         Route("/status", endpoints.status),
+        Route("/client.js", views.client_library),
     ]
     return Starlette(
         routes=[
@@ -86,13 +91,15 @@ def mounted(hub: Hub, authenticate: Authenticate | None) -> ASGIApp:
         if core is None:
             await problem(Overloaded("the hub is not running now"))(scope, receive, send)
             return
-        if authenticate is not None and scope["type"] == "http":
-            user = authenticate(Request(scope, receive))
+        if authenticate is not None:
+            # A WebSocket begins with a GET, and so it is shown.
+            user = authenticate(Request({"method": "GET", **scope, "type": "http"}, receive))
             if inspect.isawaitable(user):
                 user = await user
             if user is None:
                 await problem(Unauthorized("this needs a credential"))(scope, receive, send)
                 return
+            scope[USER] = user
         if present is None or present[0] is not core:
             present = (core, create_app(hub, embedded=True))
         await present[1](scope, receive, send)

@@ -144,6 +144,27 @@ class HttpConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class WebSocketConfig:
+    # A message of a client: the longest chat line with room around it. Beyond it, close code 1009.
+    message_bytes_max: int = 128 * 2**10
+    # Subscriptions and joined rooms of one connection.
+    subscriptions_max: int = 100
+    # Chat messages and broadcasts of one connection: so many a second, and so many at once.
+    messages_per_s: float = 20.0
+    messages_burst: int = 100
+    # Any requests of one connection; whoever ignores that it was told so is closed (1008).
+    requests_per_s: float = 100.0
+    requests_burst: int = 500
+    # A page that is loaded again is back within a second or two; a phone that changes its network
+    # within ten.
+    grace_s: float = 10.0
+    # How long a peer has to answer a close frame.
+    close_s: float = 2.0
+    # Storing a message, or finding older ones, takes milliseconds.
+    work_s_max: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     capture: CaptureConfig = field(default_factory=CaptureConfig)
     log: LogConfig = field(default_factory=LogConfig)
@@ -151,10 +172,11 @@ class Config:
     stream: StreamConfig = field(default_factory=StreamConfig)
     snapshot: SnapshotConfig = field(default_factory=SnapshotConfig)
     http: HttpConfig = field(default_factory=HttpConfig)
+    websocket: WebSocketConfig = field(default_factory=WebSocketConfig)
 
     def checked(self) -> Config:
         """This configuration. Raises `UsageError` that names the first value out of range."""
-        for part in (self.capture, self.log, self.base, self.stream, self.snapshot, self.http):
+        for part in (getattr(self, each.name) for each in fields(self)):
             for each in fields(part):
                 value = getattr(part, each.name)
                 if isinstance(value, bool) or not isinstance(value, int | float):

@@ -13,9 +13,9 @@
     │   ├── MissingTable · UnknownTable · UnknownColumn · NoRoomColumn · NotImplementedYet
     │   ├── BadPosition · BadFilter
     │   ├── NotFound · MethodNotAllowed · Unauthorized · Forbidden · PayloadTooLarge
-    │   ├── ValidationFailed · ConstraintViolation
+    │   ├── ValidationFailed · ConstraintViolation · Conflict · RoomsUnavailable
     │   ├── PositionGone         410: `position_expired`, `epoch_changed`, …: take a snapshot
-    │   └── PassingRefusal       `Overloaded` · `Timeout`: `retry_after_ms` says when
+    │   └── PassingRefusal       `Overloaded` · `Timeout` · `TooManyRequests`, with `retry_after_ms`
     └── InternalError            a fault of the hub itself, with the `error_id` of its log line
 
 `code` is part of the contract (INTERFACE §4); `retryable` says whether the same request can succeed
@@ -257,6 +257,26 @@ class ConstraintViolation(RequestError):
     title = "Constraint violated"
 
 
+class Conflict(RequestError):
+    """What a request names is somebody else's already."""
+
+    status = 409
+    code = "conflict"
+    title = "Conflict"
+
+
+class RoomsUnavailable(RequestError):
+    status = 404
+    code = "rooms_unavailable"
+    title = "Rooms are not available"
+
+
+class UpgradeRequired(RequestError):
+    status = 426
+    code = "upgrade_required"
+    title = "Upgrade required"
+
+
 class PayloadTooLarge(RequestError):
     status = 413
     code = "payload_too_large"
@@ -304,6 +324,13 @@ class Overloaded(PassingRefusal):
     code = "overloaded"
     title = "Overloaded"
     retry_after_ms = 5_000
+
+
+class TooManyRequests(PassingRefusal):
+    status = 429
+    code = "too_many_requests"
+    title = "Too many requests"
+    retry_after_ms = 1_000
 
 
 class Timeout(PassingRefusal):

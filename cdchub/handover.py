@@ -24,6 +24,9 @@ class HandOverProtocol(HttpToolsProtocol):
         # An extension is a dict by the letter of ASGI; this one is an object, for our own app.
         self.scope["extensions"] = {EXTENSION: _HandOver(self, self.cycle)}  # type: ignore[dict-item]
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """An upgrade is the app's affair: its request is passed on like any other."""
+
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._take_apart()
@@ -58,7 +61,8 @@ class _HandOver:
         self._cycle.keep_alive = False
 
     async def take_transport(self) -> asyncio.Transport | None:
-        """The connection, once the head is written; None where the peer is gone already."""
+        """The connection, with what was written of the response, its head or nothing; None where the
+        peer is gone already."""
         # A transport that is full tells so once, and that was to uvicorn: an earlier answer on this
         # connection may still be on its way.
         await self._protocol.flow.drain()

@@ -43,6 +43,7 @@ from cdchub.log.protocol import Appended, Cursor, Delivery, Narrowing, Page
 from cdchub.position import Beginning, Now, parse_since
 from cdchub.spools import Spools
 from cdchub.version import __version__
+from cdchub.ws import Messages, Rooms
 
 logger = logging.getLogger("cdchub")
 
@@ -301,6 +302,9 @@ class Hub:
             self.paths, kick=self._capturing.kick, write_s_max=config.http.write_s_max
         )
         stack.push_async_callback(self.writer.close)
+        loop = asyncio.get_running_loop()
+        self.rooms = Rooms(loop.call_later, grace_s=config.websocket.grace_s)
+        self.messages = Messages(self.writer, present, work_s_max=config.websocket.work_s_max)
         self._running = asyncio.create_task(self.core.run(), name="cdchub-fanout")
         stack.push_async_callback(self._stop_fanout)
         # The core's task group must stand before the first delivery needs it.

@@ -138,7 +138,7 @@ class _BoundedProtocol(HandOverProtocol):
         super().connection_made(transport)
         self.waiting_since_s = self.loop.time()
         core = self.bounds.core
-        if len(self.connections) + core.subscriber_count > self.bounds.connections_max:
+        if len(self.connections) + core.connection_count > self.bounds.connections_max:
             self._refuse("connections_full", 503, b"Service Unavailable", b"retry-after: 5\r\n")
 
     def on_message_begin(self) -> None:
@@ -250,7 +250,7 @@ async def serve(hub: Hub, listener: socket.socket) -> None:
     """Serves a running hub until a signal ends it."""
 
     most = max(1, _descriptors_max() - _DESCRIPTORS_KEPT - _backlog())
-    hub.core.subscribers_max = min(hub.core.subscribers_max, max(1, most - _REQUESTS_KEPT))
+    hub.core.connections_max = min(hub.core.connections_max, max(1, most - _REQUESTS_KEPT))
 
     class Protocol(_BoundedProtocol):
         bounds = Bounds(

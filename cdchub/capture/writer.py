@@ -14,10 +14,20 @@ from typing import Any
 
 from cdchub.capture.connection import FileIdentity, SourcePaths, open_source
 from cdchub.capture.driver import Busy, Connection, ConstraintFailed, Damaged, Unwritable
+from cdchub.capture.install import TABLES
+from cdchub.capture.outbox import outbox_head
+from cdchub.capture.triggers import OUTBOX
 from cdchub.change import SqliteValue
 from cdchub.errors import ConstraintViolation, Overloaded, StartError
 
 Rows = list[tuple[Any, ...]]
+
+# From the newest row back, so that one's own change is found at once.
+_NEWEST_OF = (
+    f"SELECT lsn FROM {OUTBOX} WHERE tbl IN"
+    f" (SELECT id FROM {TABLES} WHERE active AND json_extract(shape, '$.name') = ?)"
+    " ORDER BY lsn DESC LIMIT 1"
+)
 
 
 class Transaction:
@@ -30,6 +40,12 @@ class Transaction:
         """Runs one statement and returns its rows, also those of RETURNING."""
         rows: Rows = await self._run(sql, parameters)
         return rows
+
+    async def lsn_of(self, table: str) -> int | None:
+        """The LSN of the newest change of a captured table, so of this transaction's own, if it has
+        made one; None where no change of it waits in the outbox."""
+        rows = await self._run(_NEWEST_OF, (table,))
+        return rows[0][0] if rows else None
 
 
 class SourceWriterThread:
@@ -48,6 +64,12 @@ class SourceWriterThread:
         """Runs one reading statement in a snapshot of its own."""
         async with self._turn:
             return await self._in_thread(sql, parameters)
+
+    async def query_at(self, sql: str, parameters: Sequence[SqliteValue] = ()) -> tuple[Rows, int]:
+        """Like `query`, with the LSN that the rows show."""
+        loop = asyncio.get_running_loop()
+        async with self._turn:
+            return await loop.run_in_executor(self._thread, self._read_at, sql, parameters)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
@@ -98,6 +120,13 @@ class SourceWriterThread:
             raise Overloaded("another process holds the database's write lock; try again") from error
         except (Unwritable, Damaged, OSError, StartError) as error:
             raise Overloaded(f"the database can't be written now: {error}") from error
+
+    def _read_at(self, sql: str, parameters: Sequence[SqliteValue]) -> tuple[Rows, int]:
+        self._execute("BEGIN", ())
+        try:
+            return self._execute(sql, parameters), outbox_head(self._open()).lsn
+        finally:
+            self._roll_back()
 
     def _open(self) -> Connection:
         """The connection, to the file that is there now: a restored one is another file."""

@@ -19,7 +19,7 @@ from cdchub.fanout.core import Core
 from cdchub.fanout.encoding import Format, encode
 from cdchub.fanout.feed import EntryRows, Feed, Framer, Item, Matcher
 from cdchub.fanout.local import LocalFramer, lines_of
-from cdchub.fanout.ports import LogPages, Sink, Snapshots, SnapshotStream
+from cdchub.fanout.ports import LogPages, Sink, SinkListener, Snapshots, SnapshotStream
 from cdchub.fanout.present import Present
 from cdchub.fanout.seam import FromBase, Gone, View, resolve
 from cdchub.fanout.sink import BufferSink
@@ -44,6 +44,7 @@ __all__ = [
     "Matcher",
     "Present",
     "Sink",
+    "SinkListener",
     "SnapshotStream",
     "Snapshots",
     "Start",

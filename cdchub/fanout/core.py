@@ -16,7 +16,7 @@ import logging
 import random
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 
 from cdchub.catalog import Selection
@@ -39,6 +39,8 @@ logger = logging.getLogger("cdchub.fanout")
 # Heartbeats are spread over so many ticks: ten thousand at once would take 50 ms, and each tick wakes
 # an idle hub.
 _SLOTS = 5
+# Subscribers of this transport have a connection each.
+OWN_CONNECTION = "sse"
 # At shutdown, the round that is under way has so long to end, and what was written last to leave.
 _LAST_ROUND_S = 1.0
 _LAST_BYTES_S = 0.2
@@ -68,8 +70,11 @@ class Core:
         self._wheel: list[set[Subscriber]] = [set() for _ in range(_SLOTS)]
         self._next_slot = 0
         self.subscriber_count = 0
+        # Connections that streams have: of one subscriber each, or of a session with several.
+        self.connection_count = 0
         # A server that can carry fewer connections lowers it.
-        self.subscribers_max = config.subscribers_max
+        self.connections_max = config.subscribers_max
+        self._when_draining: list[Callable[[], None]] = []
         # Streams that have ended, while their last bytes are on their way.
         self._ending: list[Sink] = []
         self._empty = asyncio.Event()
@@ -156,6 +161,15 @@ class Core:
             for sink in self._ending:
                 sink.abort()
 
+    def start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Runs work for a connection that ends with the fan-out, if not before. It must not raise."""
+        assert self._tasks is not None, "the core runs before anybody connects"
+        return self._tasks.create_task(work)
+
+    def when_draining(self, action: Callable[[], None]) -> None:
+        """Calls `action` when the hub begins to drain."""
+        self._when_draining.append(action)
+
     def heartbeat(self) -> None:
         """Sends every subscriber its own cursor: the live ones share the head."""
         self._rounds.when_between(partial(self._beat, self.subscribers()))
@@ -204,6 +218,7 @@ class Core:
         )
         self._wheel[subscriber.slot].add(subscriber)
         self.subscriber_count += 1
+        self.connection_count += transport == OWN_CONNECTION
         self._empty.clear()
         self.outcomes["opened"] += 1
         sink.listen(subscriber)
@@ -216,10 +231,17 @@ class Core:
 
     def admit(self) -> None:
         """Raises `Overloaded` where one more stream is too many."""
+        self._admit(has_room=self.subscriber_count < self._config.subscribers_max)
+
+    def admit_connection(self) -> None:
+        """Raises `Overloaded` where one more connection is too many."""
+        self._admit(has_room=self.connection_count < self.connections_max)
+
+    def _admit(self, *, has_room: bool) -> None:
         if self.draining:
             self.outcomes["refused_draining"] += 1
             raise Overloaded("the hub is shutting down; come back in a moment")
-        if self.subscriber_count >= self.subscribers_max:
+        if not has_room:
             self.outcomes["refused_full"] += 1
             raise Overloaded("the hub has as many subscribers as it takes; try again later")
 
@@ -234,6 +256,7 @@ class Core:
         self._feeds.part(subscriber.feed)
         self._wheel[subscriber.slot].discard(subscriber)
         self.subscriber_count -= 1
+        self.connection_count -= subscriber.transport == OWN_CONNECTION
         if not self.subscriber_count:
             self._empty.set()
         if outcome == "stalled":
@@ -249,6 +272,8 @@ class Core:
     async def drain(self) -> None:
         """Refuses new streams and ends the open ones, spread over the drain window."""
         self.draining = True
+        for action in self._when_draining:
+            action()
         # Long polls end at once, with what they have.
         self.present.tell()
         window_s = self._config.drain_s

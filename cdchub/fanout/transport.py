@@ -28,7 +28,8 @@ class HandOver(Protocol):
         ...
 
     async def take_transport(self) -> asyncio.Transport | None:
-        """The connection, once the head is sent and little waits in it; None where the peer is gone."""
+        """The connection, once little waits in it; None where the peer is gone. The response's head is
+        sent before, or, for a protocol of its own, by whoever takes it."""
         ...
 
 

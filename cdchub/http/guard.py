@@ -81,7 +81,7 @@ class Guard:
 
         try:
             self._check_host(headers.get("host", ""))
-            if scope["type"] == "websocket" or scope["method"] not in _SAFE_METHODS:
+            if _changes_something(scope, headers):
                 self._check_origin(origin, headers.get("host", ""), listed=listed)
         except Forbidden as error:
             await problem(error)(scope, receive, send_with_headers)
@@ -110,6 +110,13 @@ class Guard:
             raise Forbidden(
                 f"a page of {origin[:80]!r} may not change anything here; allow it with --cors-origin"
             )
+
+
+def _changes_something(scope: Scope, headers: Headers) -> bool:
+    """A WebSocket counts too: no CORS rule keeps a foreign page from reading it (RFC 6455 §10.2)."""
+    if scope["type"] == "websocket" or headers.get("upgrade", "").lower() == "websocket":
+        return True
+    return scope["method"] not in _SAFE_METHODS
 
 
 def is_origin(text: str) -> bool:

@@ -71,6 +71,7 @@ class StreamEndpoint:
         request = Request(scope)
         try:
             wanted = self._wanted(request)
+            self._core.admit_connection()
             self._core.admit()
         except PassingRefusal as refused:
             if MEDIA_TYPE not in request.headers.get("accept", ""):

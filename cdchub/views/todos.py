@@ -10,8 +10,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import parse_qs
 
 import msgspec
@@ -22,27 +21,12 @@ from cdchub.catalog import Catalog
 from cdchub.change import SqliteValue
 from cdchub.config import HttpConfig
 from cdchub.errors import NotFound, PayloadTooLarge, Timeout, UnknownTable, ValidationFailed
+from cdchub.writing import SourceWriter
 
 TITLE_CHARS_MAX = 200
 ID_CHARS_MAX = 64
 COLUMNS = ("id", "title", "completed", "position", "created_at", "updated_at")
 _SELECT = f"SELECT {', '.join(COLUMNS)} FROM todos"
-
-
-class WriteTransaction(Protocol):
-    async def execute(
-        self, sql: str, parameters: Sequence[SqliteValue] = ...
-    ) -> list[tuple[Any, ...]]: ...
-
-
-class SourceWriter(Protocol):
-    """Writes to the source: one transaction at a time, committed when the block ends."""
-
-    def transaction(self) -> AbstractAsyncContextManager[WriteTransaction]: ...
-
-    async def query(
-        self, sql: str, parameters: Sequence[SqliteValue] = ...
-    ) -> list[tuple[Any, ...]]: ...
 
 
 class TodoApi:

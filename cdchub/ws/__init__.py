@@ -1,4 +1,13 @@
-"""The WebSocket endpoint `/cdc/ws`, with rooms and presence (INTERFACE §5), will live here.
+"""The WebSocket endpoint `/cdc/ws`, with rooms and presence (INTERFACE §5).
 
-It will frame the same feeds as `cdchub.sse` and know neither capture nor that package.
+A client's way through these modules: `endpoint` takes the handshake; `direct` reads and writes
+frames, or `carried` messages on another server; `session` answers what the client says, which `grammar`
+has as types; `frames` is what the hub says. `rooms` knows who is present, `messages` what was said,
+`shared` every session.
 """
+
+from cdchub.ws.endpoint import USER, WebSocketEndpoint
+from cdchub.ws.messages import Messages
+from cdchub.ws.rooms import Rooms
+
+__all__ = ["USER", "Messages", "Rooms", "WebSocketEndpoint"]

@@ -33,11 +33,14 @@ class CarriedStream:
 
 
 class Relay:
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, *, websockets: bool = True) -> None:
+        """`websockets`: whether they get through; some proxies cut them."""
         self._hub_port = port
+        self._websockets = websockets
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self.streams: list[CarriedStream] = []
+        self.sockets_opened = 0
         self._bytes_max: int | None = None
         self._flowing = threading.Event()
         self._flowing.set()
@@ -105,7 +108,11 @@ class Relay:
         self._run(self._downward, browser, hub, carried)
         with contextlib.suppress(OSError):
             while data := browser.recv(_CHUNK_BYTES):
-                if data.startswith(b"GET /cdc/stream"):
+                if data.startswith(b"GET /cdc/ws"):
+                    self.sockets_opened += 1
+                    if not self._websockets:
+                        break
+                if data.startswith((b"GET /cdc/stream", b"GET /cdc/ws")):
                     stream = CarriedStream(data.decode(), (browser, hub), bytes_max=self._bytes_max)
                     self._bytes_max = None
                     carried.append(stream)

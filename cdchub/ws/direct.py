@@ -1,0 +1,181 @@
+"""A WebSocket on a connection that our own server let go: frames in, shared frames out.
+
+The library reads and checks what the peer sends (RFC 6455); what the hub sends is framed once for
+all who receive the same, and written past the library, whole frames between its pongs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from websockets.frames import Frame, Opcode
+from websockets.protocol import OPEN
+from websockets.server import ServerProtocol
+
+from cdchub.ws.session import Session
+
+_UNSUPPORTED_DATA, _INVALID_DATA = 1003, 1007
+
+# The library tells of each peer's mistake; they are counted here.
+_quiet = logging.getLogger("cdchub.ws.frames")
+
+
+class Direct(asyncio.Protocol):
+    """One peer. It is the `Wire` of its session."""
+
+    __slots__ = (
+        "_close_s",
+        "_closing",
+        "_frames",
+        "_heard_s",
+        "_is_full",
+        "_parts",
+        "_session",
+        "_silent_s",
+        "_transport",
+        "write",
+    )
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        *,
+        buffer_bytes_max: int,
+        message_bytes_max: int,
+        close_s: float,
+        silent_s: float,
+    ) -> None:
+        """Beyond `buffer_bytes_max` the connection is full. It ends `close_s` after its close frame, or
+        when a ping finds that nothing was heard for `silent_s`."""
+        self._transport = transport
+        self._frames = ServerProtocol(state=OPEN, max_size=message_bytes_max, logger=_quiet)
+        self._close_s = close_s
+        self._silent_s = silent_s
+        self._closing: asyncio.TimerHandle | None = None
+        self._session: Session | None = None
+        self._is_full = False
+        # The pieces of a fragmented message.
+        self._parts: list[bytes] = []
+        self.write: Callable[[bytes], None] = transport.write
+        self._heard_s = asyncio.get_running_loop().time()
+        transport.set_write_buffer_limits(high=buffer_bytes_max)
+
+    def begin(self, session: Session) -> None:
+        """`session` hears what comes from here on."""
+        self._session = session
+        self._transport.set_protocol(self)
+        session.begin()
+        self._transport.resume_reading()
+
+    # Wire
+
+    @property
+    def is_full(self) -> bool:
+        return self._is_full
+
+    @property
+    def buffered_bytes(self) -> int:
+        return self._transport.get_write_buffer_size()
+
+    def close(self, code: int, reason: str) -> None:
+        if self._frames.state is OPEN:
+            self._frames.send_close(code, reason)
+        self._flush()
+
+    def abort(self) -> None:
+        # asyncio's own transports can't be aborted once the connection is lost.
+        if self.write is not _discard:
+            self._transport.abort()
+
+    def ping(self) -> None:
+        """RFC 6455 §5.5.2."""
+        if asyncio.get_running_loop().time() - self._heard_s > self._silent_s:
+            self._lose("silent")
+            self.abort()
+        elif self._frames.state is OPEN:
+            self._frames.send_ping(b"")
+            self._flush()
+
+    # asyncio.Protocol
+
+    def data_received(self, data: bytes) -> None:
+        self._heard_s = asyncio.get_running_loop().time()
+        frames = self._frames
+        frames.receive_data(data)
+        for event in frames.events_received():
+            if isinstance(event, Frame):
+                self._take(event)
+        self._flush()
+
+    def eof_received(self) -> bool:
+        self._transport.abort()
+        return False
+
+    def pause_writing(self) -> None:
+        self._is_full = True
+        if self._session is not None:
+            self._session.is_full()
+
+    def resume_writing(self) -> None:
+        self._is_full = False
+        if self._session is not None:
+            self._session.has_drained()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        # What is written by then is for nobody.
+        self.write = _discard
+        self._is_full = False
+        if self._closing is not None:
+            self._closing.cancel()
+        self._lose("stalled" if isinstance(exc, TimeoutError) else "client_closed")
+
+    # Inside.
+
+    def _take(self, frame: Frame) -> None:
+        match frame.opcode:
+            case Opcode.BINARY:
+                self._frames.fail(_UNSUPPORTED_DATA, "messages are text: JSON")
+            case Opcode.TEXT | Opcode.CONT:
+                self._parts.append(bytes(frame.data))
+                if frame.fin:
+                    text = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+                    self._parts.clear()
+                    self._hear(text)
+            case _:
+                # Pings and close frames are answered by the library.
+                pass
+
+    def _hear(self, text: bytes) -> None:
+        try:
+            text.decode()
+        except UnicodeDecodeError:
+            self._frames.fail(_INVALID_DATA, "text is UTF-8")
+            return
+        if self._session is not None:
+            self._session.receive(text)
+
+    def _flush(self) -> None:
+        """Writes what the library wants written, and follows it when it closes (RFC 6455 §7.1)."""
+        for data in self._frames.data_to_send():
+            if data:
+                self.write(data)
+        if self._frames.state is not OPEN:
+            self._lose("client_closed" if self._frames.parser_exc is None else "bad_frames")
+            if self._frames.close_rcvd is not None:
+                self._transport.close()
+            elif self._closing is None and not self._transport.is_closing():
+                # The peer may be sending still: were the connection closed now, the kernel would reset
+                # it, and the peer might never read why.
+                loop = asyncio.get_running_loop()
+                self._closing = loop.call_later(self._close_s, self.abort)
+
+    def _lose(self, outcome: str) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            session.is_lost(outcome)
+
+
+def _discard(data: bytes) -> None:
+    pass
