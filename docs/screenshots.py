@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import shutil
 import tempfile
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ TODOS = (
     ("Read the chapter on write-ahead logging", 0),
     ("Buy milk, bread and coffee", 0),
 )
+# Shown while the demo's own traffic moves them.
+OTHER_PAGES = {"index": "/"}
 BY_SHELL = "Written with the sqlite3 shell"
 
 
@@ -42,16 +45,20 @@ def main() -> None:
         )
         with HubProcess(database, command=["demo", "--quiet"], cwd=Path(folder)) as hub:
             put(database, *({"title": title, "completed": completed} for title, completed in TODOS))
-            for size in SIZES:
-                for theme in THEMES:
-                    page = open_todos(browser, hub, size, theme)
-                    save(f"todos-{size}-{theme}.png", page.screenshot())
-                    page.context.close()
-            save("todos-two-windows.png", two_windows(browser, hub))
+            for size, theme in product(SIZES, THEMES):
+                page = open_page(browser, hub, "/todos", size, theme)
+                expect(page.get_by_role("listitem")).to_have_count(len(TODOS))
+                save(f"todos-{size}-{theme}.png", page)
+            save_bytes("todos-two-windows.png", two_windows(browser, hub))
+        with HubProcess(database, command=["demo"], cwd=Path(folder)) as hub:
+            for (name, path), size, theme in product(OTHER_PAGES.items(), SIZES, THEMES):
+                page = open_page(browser, hub, path, size, theme)
+                expect(page.get_by_role("status").first).to_have_text("Live")
+                save(f"{name}-{size}-{theme}.png", page)
         browser.close()
 
 
-def open_todos(browser: Browser, hub: HubProcess, size: str, theme: Any) -> Page:
+def open_page(browser: Browser, hub: HubProcess, path: str, size: str, theme: Any) -> Page:
     width, height = SIZES[size]
     touch = size == "phone"
     context = browser.new_context(
@@ -61,8 +68,7 @@ def open_todos(browser: Browser, hub: HubProcess, size: str, theme: Any) -> Page
         is_mobile=touch,
     )
     page = context.new_page()
-    page.goto(f"{hub.url}/todos")
-    expect(page.get_by_role("listitem")).to_have_count(len(TODOS))
+    page.goto(hub.url + path)
     return page
 
 
@@ -92,7 +98,12 @@ def two_windows(browser: Browser, hub: HubProcess) -> bytes:
     return frame.screenshot()
 
 
-def save(name: str, picture: bytes) -> None:
+def save(name: str, page: Page) -> None:
+    save_bytes(name, page.screenshot())
+    page.context.close()
+
+
+def save_bytes(name: str, picture: bytes) -> None:
     assert len(picture) <= IMAGE_BYTES_MAX, f"{name} has {len(picture)} bytes"
     (IMAGES / name).write_bytes(picture)
     print(f"{name}: {len(picture)} bytes")
