@@ -8,8 +8,11 @@ Presence belongs to this process, and nothing of it is stored.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable
 from typing import Protocol
+
+from cdchub.ws.frames import encoded
 
 
 class Member(Protocol):
@@ -18,7 +21,7 @@ class Member(Protocol):
     @property
     def user_id(self) -> str: ...
 
-    def tell(self, room: str, type: str, **members: object) -> None: ...
+    def tell(self, room: str, payload: bytes) -> None: ...
 
 
 class Timer(Protocol):
@@ -47,12 +50,10 @@ class Rooms:
         self._grace_s = grace_s
         self._rooms: dict[str, _Room] = {}
 
-    def __len__(self) -> int:
-        return len(self._rooms)
-
-    def counts(self) -> dict[str, int]:
-        """How many users are present, by room."""
-        return {name: len(room.members()) for name, room in self._rooms.items()}
+    def counts(self, *, most: int) -> dict[str, int]:
+        """How many users are present in the `most` largest rooms."""
+        counts = {n: len(room.connections) + len(room.leaving) for n, room in self._rooms.items()}
+        return dict(heapq.nlargest(most, counts.items(), key=lambda room: room[1]))
 
     def members(self, room: str) -> list[str]:
         """The users that are present, sorted."""
@@ -90,10 +91,11 @@ class Rooms:
         """Tells everybody in a room but one user."""
         here = self._rooms.get(room)
         if here is not None:
+            payload = encoded(type, room=room, **members)
             for other, connections in here.connections.items():
                 if other != user_id:
                     for connection in connections:
-                        connection.tell(room, type, **members)
+                        connection.tell(room, payload)
 
     def _has_not_returned(self, room: str, user_id: str) -> None:
         del self._rooms[room].leaving[user_id]
