@@ -226,6 +226,17 @@ def test_a_refused_deletion_puts_the_row_back_in_its_place(demo: HubProcess, win
     assert stored_titles(demo) == ["milk", "bread", "eggs"]
 
 
+def test_the_reason_is_in_sight_wherever_the_row_is(demo: HubProcess, windows: Windows) -> None:
+    windows.network_errors_expected = True
+    put(demo.database, *(f"todo {n}" for n in range(40)))
+    page = windows.open_live(f"{demo.url}/todos")
+    refuse(demo, "UPDATE")
+    check_box(page, "todo 39").click()
+    expect(problem(page)).to_contain_text("not today")
+    expect(add_box(page)).not_to_be_in_viewport()
+    expect(problem(page)).to_be_in_viewport()
+
+
 # Undo.
 
 
@@ -251,6 +262,19 @@ def test_a_deletion_can_be_undone(demo: HubProcess, windows: Windows, by: str) -
     assert (back["id"], back["completed"], back["position"]) == ("b", True, 1)
 
 
+def test_undo_keeps_the_focus_where_the_filter_hides_the_row(
+    demo: HubProcess, windows: Windows
+) -> None:
+    put(demo.database, "milk", "bread")
+    page = windows.open_live(f"{demo.url}/todos")
+    row(page, "bread").hover()
+    delete_button(page, "bread").click()
+    page.get_by_role("button", name="Completed", exact=True).click()
+    undo_button(page).click()
+    expect(page.get_by_role("button", name="Completed", exact=True)).to_be_focused()
+    wait_stored(demo, "milk", "bread")
+
+
 def test_clearing_can_be_undone_too(demo: HubProcess, windows: Windows) -> None:
     put(demo.database, {"title": "milk", "completed": 1}, "bread", {"title": "eggs", "completed": 1})
     page = windows.open_live(f"{demo.url}/todos")
@@ -268,8 +292,10 @@ def test_undo_is_offered_for_a_while_and_longer_to_who_is_on_it(
 ) -> None:
     put(demo.database, "milk", "bread")
     page = windows.new()
-    page.clock.install()
+    page.clock.install(time=0)
     page.goto(f"{demo.url}/todos")
+    expect(page.get_by_role("status")).to_have_text("Live")
+    page.clock.pause_at(3_600_000)
     row(page, "milk").hover()
     delete_button(page, "milk").click()
     undo_button(page).focus()

@@ -23,7 +23,6 @@ class Feed {
   constructor(since) {
     this.#lastId = since;
     document.addEventListener("visibilitychange", () => this.#open());
-    addEventListener("pagehide", () => this.#source?.close());
   }
 
   onStatus(run) {

@@ -60,7 +60,7 @@ export class Sorter {
 
   #press(event) {
     if (this.#row) return;
-    if (this.#pressed) this.#end(); // It was lifted where nobody told us: outside of the window.
+    if (this.#pressed) this.#end();
     const row = event.target.closest("li");
     const handle = event.target.closest(".handle");
     const grabs = event.pointerType === "mouse" ? event.button === 0 : handle;
@@ -83,6 +83,8 @@ export class Sorter {
   }
 
   #moved(event) {
+    // It was lifted where nobody told us: outside of the window, or in a menu.
+    if (event.buttons === 0) return this.#end();
     const pressed = this.#pressed;
     pressed.x = event.clientX;
     pressed.y = event.clientY;
@@ -130,8 +132,11 @@ export class Sorter {
 
   #scroll() {
     if (!this.#row) return;
-    const { y } = this.#pressed;
-    const way = y < EDGE_PX ? -SCROLL_PX : y > innerHeight - EDGE_PX ? SCROLL_PX : 0;
+    // Not away from where the row was taken, be that near the edge.
+    const { y, startY } = this.#pressed;
+    const up = y < Math.min(EDGE_PX, startY);
+    const down = y > Math.max(innerHeight - EDGE_PX, startY);
+    const way = (down - up) * SCROLL_PX;
     const before = scrollY;
     if (way) scrollBy({ top: way, behavior: "instant" });
     if (scrollY !== before) this.#follow();

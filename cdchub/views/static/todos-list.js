@@ -6,13 +6,15 @@ import { glide } from "./todos-motion.js";
 // An id may be NULL in SQLite; then the row object itself tells one such todo from another.
 const keyOf = (todo) => todo.id ?? todo;
 
-function button(className, sign, run) {
-  const made = document.createElement("button");
-  made.type = "button";
-  made.className = `icon ${className}`;
-  made.textContent = sign;
-  if (run) made.addEventListener("click", run);
-  return made;
+function tool(className, sign, does, title, run = null) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = `icon ${className}`;
+  button.textContent = sign;
+  button.dataset.does = does;
+  button.title = title;
+  button.addEventListener("click", run);
+  return button;
 }
 
 export class TodoList {
@@ -70,9 +72,11 @@ export class TodoList {
     if (byKeyboard && !focused.isConnected) this.#focusNear(before, focusedRow);
   }
 
-  /** @param {string} id */
+  /** Says whether the todo is shown, so that it could get the focus. */
   focus(id) {
-    this.#rows.get(id)?.querySelector("input").focus();
+    const row = this.#rows.get(id);
+    row?.querySelector("input").focus();
+    return row?.isConnected ?? false;
   }
 
   /** Opens the editor again with what could not be saved. Says whether it could. */
@@ -141,9 +145,9 @@ export class TodoList {
     const tools = document.createElement("span");
     tools.className = "tools";
     tools.append(
-      button("edit", "✎", () => this.#edit(row, id)),
-      button("delete", "×", () => this.#actions.remove(id)),
-      button("handle", "⠿"),
+      tool("edit", "✎", "Edit", "Edit", () => this.#edit(row, id)),
+      tool("delete", "×", "Delete", "Delete", () => this.#actions.remove(id)),
+      tool("handle", "⠿", "Move", "Drag, or press ↑ or ↓"),
     );
     row.append(tools);
     return row;
@@ -160,10 +164,8 @@ export class TodoList {
     if (check.getAttribute("aria-label") === text) return;
     title.textContent = text;
     check.setAttribute("aria-label", text);
-    for (const [selector, does] of [[".edit", "Edit"], [".delete", "Delete"], [".handle", "Move"]]) {
-      const tool = row.querySelector(selector);
-      tool?.setAttribute("aria-label", `${does} ${text}`);
-      if (tool) tool.title = does;
+    for (const tool of row.querySelectorAll(".icon")) {
+      tool.setAttribute("aria-label", `${tool.dataset.does} ${text}`);
     }
   }
 

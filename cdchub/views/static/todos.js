@@ -192,7 +192,7 @@ async function undo() {
     return attempt(live.insert(todo, () => inTurn(() => request("POST", "/api/todos", body))));
   });
   render();
-  list.focus(todos[0].id);
+  if (!list.focus(todos[0].id)) filterButtons.find((each) => each.ariaPressed === "true").focus();
   const went = await Promise.all(restored);
   const failed = todos.filter((_, index) => !went[index]);
   if (failed.length > 0) offerUndo(failed, `${failed.length} could not be brought back.`);
