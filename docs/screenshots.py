@@ -14,7 +14,7 @@ from typing import Any
 
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.browser.todo_page import put, sqlite3_shell
+from tests.browser.todo_page import put, sqlite3_shell, wait_until_still
 from tests.harness import HubProcess
 
 IMAGES = Path(__file__).parent / "images"
@@ -86,6 +86,7 @@ def two_windows(browser: Browser, hub: HubProcess) -> bytes:
     for window in windows:
         expect(window.get_by_role("checkbox", name=BY_SHELL)).to_be_visible()
         expect(window.get_by_role("checkbox", name="Water the plants")).to_be_checked()
+        wait_until_still(window)
     pictures = [base64.b64encode(window.screenshot()).decode() for window in windows]
 
     # The browser joins them, which spares an image library.
