@@ -7,7 +7,6 @@ import contextlib
 import logging
 import os
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -42,7 +41,7 @@ from cdchub.log import LogReader, Ring
 from cdchub.log.protocol import Appended, Cursor, Delivery, Narrowing, Page
 from cdchub.position import Beginning, Now, parse_since
 from cdchub.spools import Spools
-from cdchub.version import __version__
+from cdchub.status import status_of
 from cdchub.ws import Messages, Rooms
 
 logger = logging.getLogger("cdchub")
@@ -339,61 +338,12 @@ class Hub:
 
     def status(self) -> dict[str, object]:
         """What `/cdc/status` says: names in the style of the wire, times in milliseconds."""
-        core, present, counters = self.core, self.core.present, self._capturing.counters
-        subscribers = core.subscribers()
-        by_table: Counter[str] = Counter()
-        for subscriber in subscribers:
-            by_table.update(subscriber.feed.selection.tables or ("*",))
-        log_bytes = sum(
-            path.stat().st_size
-            for suffix in ("", "-wal")
-            if (path := self.paths.log.with_name(self.paths.log.name + suffix)).exists()
+        return status_of(
+            self.core,
+            self._capturing,
+            self.spools,
+            self.rooms,
+            self.paths,
+            failing=self.failing,
+            uptime_s=time.monotonic() - self._started_s,
         )
-        return {
-            "version": __version__,
-            "database": str(self.paths.database),
-            "role": "owner" if self._capturing.is_owner else "follower",
-            "uptimeMs": int((time.monotonic() - self._started_s) * 1000),
-            "epoch": present.head.epoch,
-            "firstLsn": present.oldest.lsn + 1,
-            "headLsn": present.head.lsn,
-            "tables": [table.name for table in present.catalog.tables],
-            "subscribers": {
-                "total": len(subscribers),
-                "byTransport": dict(Counter(sub.transport for sub in subscribers)),
-                "byTable": dict(by_table),
-                "byState": dict(Counter(sub.state.name.lower() for sub in subscribers)),
-                "outcomes": dict(core.outcomes),
-            },
-            "capture": {
-                "state": "failing" if self.failing else "running",
-                "error": self.failing,
-                "wake": "inotify" if self._capturing.uses_inotify else "poll",
-                "changes": counters.changes,
-                "batches": counters.batches,
-                "lagLsn": max(0, present.view.source_head_lsn - present.head.lsn),
-                "lastCommitMs": counters.last_commit_ms,
-                "busy": counters.busy,
-                "faults": counters.faults,
-                "epochsStarted": counters.epochs_started,
-                "breaks": counters.breaks,
-                "differences": counters.differences,
-                "auditsSuspicious": counters.audits_suspicious,
-                "auditsFailed": counters.audits_failed,
-                "commitsExact": counters.commits_exact,
-                "commitsMerged": counters.commits_merged,
-                "prunesQuiet": counters.prunes_quiet,
-                "prunesForced": counters.prunes_forced,
-                "rowsPruned": counters.rows_pruned,
-                "warnings": list(counters.warnings),
-            },
-            "log": {
-                "bytes": log_bytes,
-                "ringBytes": present.ring_bytes,
-                "retentionSlices": counters.retained,
-                "snapshotsTaken": self.spools.taken,
-                "baseLsn": present.view.log.present.base_lsn,
-                "basesTaken": counters.bases_taken,
-                "basesFailed": counters.bases_failed,
-            },
-        }

@@ -94,6 +94,11 @@ def _serve(words: Any) -> Parser:
     command.add_argument(
         "--no-base", action="store_true", help="no base snapshots: nothing to replay or verify from"
     )
+    command.add_argument(
+        "--rooms",
+        action="store_true",
+        help="chat rooms: create the table messages if it is missing",
+    )
     return command
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import uvloop
 
-from cdchub import views
+from cdchub import views, ws
 from cdchub.capture.choice import Choice, TableChoice
 from cdchub.capture.connection import open_source, source_paths, write_transaction
 from cdchub.capture.table import Grade
@@ -42,6 +42,10 @@ def run(options: argparse.Namespace) -> int:
     else:
         config = serve_config(options)
         listener = bind(config.http, stall_s=config.stream.stall_s)
+        if options.rooms:
+            create_messages(options.database)
+            # Named like any other, where only some tables are.
+            options.table += [ws.TABLE] if options.table and "*" not in options.table else []
         hub = Hub(
             options.database,
             choice=choice_from(options),
@@ -140,6 +144,16 @@ def _grade(text: str, word: str) -> Grade:
         raise UsageError(
             f"--table {text}: :capture= comes last and is 'full' or 'plain', not {word!r}"
         ) from None
+
+
+def create_messages(database: str) -> None:
+    """Creates the table of the chat rooms, if it isn't there. Raises `StartError`."""
+    connection = open_source(source_paths(database))
+    try:
+        with write_transaction(connection):
+            connection.execute(ws.SCHEMA)
+    finally:
+        connection.close()
 
 
 def create_demo(path: Path) -> None:

@@ -98,6 +98,13 @@ class Core:
     def subscribers(self) -> list[Subscriber]:
         return [subscriber for slot in self._wheel for subscriber in slot]
 
+    def lag_lsn(self, subscriber: Subscriber) -> int:
+        """How many LSNs a subscriber is behind the head, as far as they are of one epoch."""
+        head, place = self.present.cursor, subscriber.cursor
+        if subscriber.state is SubscriberState.LIVE or place.epoch != head.epoch:
+            return 0
+        return max(0, head.lsn - place.lsn)
+
     def retry_ms(self) -> int:
         """A reconnection time around the configured one, so that a crowd comes back spread out."""
         spread = self._config.retry_spread

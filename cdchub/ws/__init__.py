@@ -7,7 +7,7 @@ has as types; `frames` is what the hub says. `rooms` knows who is present, `mess
 """
 
 from cdchub.ws.endpoint import USER, WebSocketEndpoint
-from cdchub.ws.messages import Messages
+from cdchub.ws.messages import SCHEMA, TABLE, Messages
 from cdchub.ws.rooms import Rooms
 
-__all__ = ["USER", "Messages", "Rooms", "WebSocketEndpoint"]
+__all__ = ["SCHEMA", "TABLE", "USER", "Messages", "Rooms", "WebSocketEndpoint"]

@@ -26,6 +26,7 @@ TABLE = "messages"
 COLUMNS = ("id", "room", "user_id", "content", "created_at")
 _SELECT = f"SELECT rowid, {', '.join(COLUMNS)} FROM {TABLE} WHERE room = ?"
 _SHAPE = f"{TABLE}(id TEXT PRIMARY KEY, room TEXT, user_id TEXT, content TEXT, created_at INTEGER)"
+SCHEMA = f"CREATE TABLE IF NOT EXISTS {_SHAPE}"
 # LSNs that are looked through at first, backwards; each further look goes back four times as far.
 _LOOK_LSNS = 1_000
 # Entries that one look may find; with more of them it is cut to an eighth.

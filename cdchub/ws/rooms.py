@@ -8,6 +8,7 @@ Presence belongs to this process, and nothing of it is stored.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable
 from typing import Protocol
 
@@ -47,12 +48,10 @@ class Rooms:
         self._grace_s = grace_s
         self._rooms: dict[str, _Room] = {}
 
-    def __len__(self) -> int:
-        return len(self._rooms)
-
-    def counts(self) -> dict[str, int]:
-        """How many users are present, by room."""
-        return {name: len(room.members()) for name, room in self._rooms.items()}
+    def counts(self, *, most: int) -> dict[str, int]:
+        """How many users are present in the `most` largest rooms."""
+        counts = {n: len(room.connections) + len(room.leaving) for n, room in self._rooms.items()}
+        return dict(heapq.nlargest(most, counts.items(), key=lambda room: room[1]))
 
     def members(self, room: str) -> list[str]:
         """The users that are present, sorted."""
