@@ -53,6 +53,7 @@ def create_app(hub: Hub, *, drains: bool = False, embedded: bool = False) -> Sta
         Route("/snapshot", endpoints.snapshot),
         Route("/tables", endpoints.tables),
         Route("/status", endpoints.status),
+        Route("/client.js", views.client_library),
     ]
     return Starlette(
         routes=[

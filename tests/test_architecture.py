@@ -94,7 +94,7 @@ PUBLIC = {
     },
     "cdchub.log": {"LogReader", "LogWriter", "Replica", "Ring"},
     "cdchub.sse": {"Event", "EventParser", "SseFramer", "StreamEndpoint"},
-    "cdchub.views": {"FIRST_TODOS", "SCHEMA", "TodoApi", "error_page", "routes"},
+    "cdchub.views": {"FIRST_TODOS", "SCHEMA", "TodoApi", "client_library", "error_page", "routes"},
     "cdchub.ws": {"SCHEMA", "TABLE", "USER", "Messages", "Rooms", "WebSocketEndpoint"},
 }
 

@@ -43,6 +43,20 @@ def _page(name: str) -> Callable[[Request], Awaitable[Response]]:
     return page
 
 
+_STATIC_FILES = StaticFiles(directory=STATIC)
+
+
+async def client_library(request: Request) -> Response:
+    """The browser library. Its address has no version, so a browser asks each time whether its copy
+    is the present one."""
+    response = await _STATIC_FILES.get_response("client.js", request.scope)
+    response.headers["Cache-Control"] = "no-cache"
+    if response.status_code == 200:
+        # What a system calls .js differs, and browsers refuse a module that is called otherwise.
+        response.headers["Content-Type"] = "text/javascript; charset=utf-8"
+    return response
+
+
 def error_page(status: int, explanation: str, *, again: str = "") -> Response:
     """What a person's browser gets for an error: what happened, and the way on.
 
