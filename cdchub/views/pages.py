@@ -28,6 +28,8 @@ def routes(todos: TodoApi) -> Sequence[BaseRoute]:
     return [
         Route("/", _page("index.html")),
         Route("/todos", _page("todos.html")),
+        Route("/chat", _page("chat.html")),
+        Route("/console", _page("console.html")),
         Route("/api/todos", todos.collection, methods=["GET", "POST"]),
         Route("/api/todos/reorder", todos.reorder, methods=["POST"]),
         Route("/api/todos/clear-completed", todos.clear_completed, methods=["POST"]),
