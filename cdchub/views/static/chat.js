@@ -158,9 +158,10 @@ function showRooms() {
 
 const shortened = (count) => (count > UNREAD_SHOWN ? `${UNREAD_SHOWN}+` : String(count));
 
+/** @param {HTMLElement} badge a number, and a word that screen readers say */
 function showCount(badge, count) {
   badge.hidden = !count;
-  setText(badge, count ? `${shortened(count)} unread` : "");
+  setText(badge.firstElementChild, shortened(count));
 }
 
 function roomItem(name) {
@@ -172,9 +173,8 @@ function roomItem(name) {
   text.className = "name";
   text.dir = "auto";
   text.textContent = name;
-  const badge = document.createElement("span");
-  badge.className = "badge";
-  link.append(text, badge);
+  link.append(text, " ", $("unread-elsewhere").cloneNode(true));
+  link.lastChild.removeAttribute("id");
   link.addEventListener("click", (event) => {
     // With a key held, a browser opens it elsewhere.
     if (event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
