@@ -29,7 +29,8 @@ const joined = new Map();
 let found = []; // rooms in which something happens, though they may not be joined
 /** @type {Joined} */
 let front = null;
-let stopStatus = () => {};
+// Until somebody has said who they are, and has a room, there is only the connection.
+let stopStatus = showStatus($("status"), connection());
 
 const log = new MessageLog({
   older: (limit) => front.line.older(limit),
@@ -224,7 +225,7 @@ async function discover() {
     const said = changes.map(({ newValue }) => newValue?.room);
     const names = new Set([...Object.keys(status.rooms ?? {}), ...said]);
     found = [...names].filter((name) => typeof name === "string" && name).slice(0, FOUND_MAX).sort();
-    showRooms();
+    if (front) showRooms();
   } catch (error) {
     // The hub is gone, which the status says, or has no time. Rooms can be joined without this.
     console.info("rooms are not looked for now:", error.message);
@@ -374,10 +375,10 @@ $("rename").addEventListener("click", async () => {
 const asked = (name) => new URLSearchParams(location.search).get(name) ?? "";
 const roomAsked = () => cleaned(asked("room"), ROOM_CHARS_MAX) || ROOMS[0];
 
+connection().onStatus((status) => status === "live" && discover());
 const given = cleaned(asked("user") || recallName() || "", NAME_CHARS_MAX);
 const guest = `guest-${crypto.getRandomValues(new Uint32Array(1))[0].toString(36).slice(-4)}`;
 become(given || (await askName(guest)));
 for (const name of recallJoined()) joined.set(name, new Joined(name, user, moved));
 open(roomAsked(), { replace: true });
 focusBox();
-connection().onStatus((status) => status === "live" && discover());
