@@ -18,6 +18,11 @@ from cdchub.ws.session import Session
 
 _UNSUPPORTED_DATA, _INVALID_DATA = 1003, 1007
 
+# An empty ping: FIN and opcode 9.
+_PING = b"\x89\x00"
+_MASKED, _MASK_BYTES = 0x80, 4
+# What answers it: FIN and opcode 10, masked, and empty.
+_PONG, _PONG_BYTES = b"\x8a\x80", 6
 # The library tells of each peer's mistake; they are counted here.
 _quiet = logging.getLogger("cdchub.ws.frames")
 
@@ -25,13 +30,16 @@ _quiet = logging.getLogger("cdchub.ws.frames")
 class Direct(asyncio.Protocol):
     """One peer. It is the `Wire` of its session."""
 
+    # There may be tens of thousands.
     __slots__ = (
         "_close_s",
         "_closing",
         "_frames",
         "_heard_s",
         "_is_full",
+        "_message_bytes_max",
         "_parts",
+        "_rest",
         "_session",
         "_silent_s",
         "_transport",
@@ -50,14 +58,18 @@ class Direct(asyncio.Protocol):
         """Beyond `buffer_bytes_max` the connection is full. It ends `close_s` after its close frame, or
         when a ping finds that nothing was heard for `silent_s`."""
         self._transport = transport
-        self._frames = ServerProtocol(state=OPEN, max_size=message_bytes_max, logger=_quiet)
+        self._message_bytes_max = message_bytes_max
+        # Reads frames. It weighs more than all else here, so it is only there while one is needed.
+        self._frames: ServerProtocol | None = None
+        # The beginning of a frame.
+        self._rest = b""
         self._close_s = close_s
         self._silent_s = silent_s
         self._closing: asyncio.TimerHandle | None = None
         self._session: Session | None = None
         self._is_full = False
         # The pieces of a fragmented message.
-        self._parts: list[bytes] = []
+        self._parts: tuple[bytes, ...] = ()
         self.write: Callable[[bytes], None] = transport.write
         self._heard_s = asyncio.get_running_loop().time()
         transport.set_write_buffer_limits(high=buffer_bytes_max)
@@ -80,9 +92,10 @@ class Direct(asyncio.Protocol):
         return self._transport.get_write_buffer_size()
 
     def close(self, code: int, reason: str) -> None:
-        if self._frames.state is OPEN:
-            self._frames.send_close(code, reason)
-        self._flush()
+        frames = self._reading()
+        if frames.state is OPEN:
+            frames.send_close(code, reason)
+        self._flush(frames)
 
     def abort(self) -> None:
         # asyncio's own transports can't be aborted once the connection is lost.
@@ -94,20 +107,28 @@ class Direct(asyncio.Protocol):
         if asyncio.get_running_loop().time() - self._heard_s > self._silent_s:
             self._lose("silent")
             self.abort()
-        elif self._frames.state is OPEN:
-            self._frames.send_ping(b"")
-            self._flush()
+        elif self._frames is None or self._frames.state is OPEN:
+            self.write(_PING)
 
     # asyncio.Protocol
 
     def data_received(self, data: bytes) -> None:
         self._heard_s = asyncio.get_running_loop().time()
-        frames = self._frames
+        if self._rest:
+            data = self._rest + data
+        elif data[:2] == _PONG and len(data) == _PONG_BYTES and self._frames is None:
+            # Most of what ten thousand quiet peers say.
+            return
+        end = whole_frames(data, frame_bytes_max=self._message_bytes_max)
+        data, self._rest = data[:end], data[end:]
+        if not data:
+            return
+        frames = self._reading()
         frames.receive_data(data)
         for event in frames.events_received():
             if isinstance(event, Frame):
-                self._take(event)
-        self._flush()
+                self._take(frames, event)
+        self._flush(frames)
 
     def eof_received(self) -> bool:
         self._transport.abort()
@@ -115,11 +136,16 @@ class Direct(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._is_full = True
+        # Whoever does not take the answers shall not go on asking.
+        if not self._transport.is_closing():
+            self._transport.pause_reading()
         if self._session is not None:
             self._session.is_full()
 
     def resume_writing(self) -> None:
         self._is_full = False
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
         if self._session is not None:
             self._session.has_drained()
 
@@ -133,37 +159,44 @@ class Direct(asyncio.Protocol):
 
     # Inside.
 
-    def _take(self, frame: Frame) -> None:
+    def _reading(self) -> ServerProtocol:
+        if self._frames is None:
+            self._frames = ServerProtocol(state=OPEN, max_size=self._message_bytes_max, logger=_quiet)
+        return self._frames
+
+    def _take(self, frames: ServerProtocol, frame: Frame) -> None:
         match frame.opcode:
             case Opcode.BINARY:
-                self._frames.fail(_UNSUPPORTED_DATA, "messages are text: JSON")
+                frames.fail(_UNSUPPORTED_DATA, "messages are text: JSON")
             case Opcode.TEXT | Opcode.CONT:
-                self._parts.append(bytes(frame.data))
+                self._parts = (*self._parts, bytes(frame.data))
                 if frame.fin:
-                    text = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-                    self._parts.clear()
-                    self._hear(text)
+                    text, self._parts = b"".join(self._parts), ()
+                    self._hear(frames, text)
             case _:
                 # Pings and close frames are answered by the library.
                 pass
 
-    def _hear(self, text: bytes) -> None:
+    def _hear(self, frames: ServerProtocol, text: bytes) -> None:
         try:
             text.decode()
         except UnicodeDecodeError:
-            self._frames.fail(_INVALID_DATA, "text is UTF-8")
+            frames.fail(_INVALID_DATA, "text is UTF-8")
             return
         if self._session is not None:
             self._session.receive(text)
 
-    def _flush(self) -> None:
+    def _flush(self, frames: ServerProtocol) -> None:
         """Writes what the library wants written, and follows it when it closes (RFC 6455 §7.1)."""
-        for data in self._frames.data_to_send():
+        for data in frames.data_to_send():
             if data:
                 self.write(data)
-        if self._frames.state is not OPEN:
-            self._lose("client_closed" if self._frames.parser_exc is None else "bad_frames")
-            if self._frames.close_rcvd is not None:
+        if frames.state is OPEN:
+            if not self._parts:
+                self._frames = None
+        else:
+            self._lose("client_closed" if frames.parser_exc is None else "bad_frames")
+            if frames.close_rcvd is not None:
                 self._transport.close()
             elif self._closing is None and not self._transport.is_closing():
                 # The peer may be sending still: were the connection closed now, the kernel would reset
@@ -175,6 +208,26 @@ class Direct(asyncio.Protocol):
         session, self._session = self._session, None
         if session is not None:
             session.is_lost(outcome)
+
+
+def whole_frames(data: bytes, *, frame_bytes_max: int) -> int:
+    """How many of these bytes are whole frames of a client (RFC 6455 §5.2): two bytes, perhaps a longer
+    length, a mask, the payload. All of them where a frame is to be refused for its length."""
+    end = 0
+    while end + 2 <= len(data):
+        length = data[end + 1] & 0x7F
+        more = {126: 2, 127: 8}.get(length, 0)
+        if more:
+            if end + 2 + more > len(data):
+                break
+            length = int.from_bytes(data[end + 2 : end + 2 + more], "big")
+        if length > frame_bytes_max or not data[end + 1] & _MASKED:
+            return len(data)
+        size = 2 + more + _MASK_BYTES + length
+        if end + size > len(data):
+            break
+        end += size
+    return end
 
 
 def _discard(data: bytes) -> None:

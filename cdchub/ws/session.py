@@ -14,6 +14,7 @@ from typing import assert_never
 
 import msgspec
 
+from cdchub.catalog import Selection
 from cdchub.errors import (
     CdchubError,
     PassingRefusal,
@@ -21,7 +22,7 @@ from cdchub.errors import (
     TooManyRequests,
     ValidationFailed,
 )
-from cdchub.fanout import Format, Start
+from cdchub.fanout import Format, Framer, Start
 from cdchub.ws.chat import Chat
 from cdchub.ws.frames import encoded
 from cdchub.ws.grammar import (
@@ -44,7 +45,6 @@ from cdchub.ws.parts import Part, Wire
 from cdchub.ws.rate import Rate
 from cdchub.ws.shared import GOING_AWAY, POLICY_VIOLATION, Shared
 from cdchub.ws.starts import position_shown, start_of
-from cdchub.ws.turns import Turns
 
 logger = logging.getLogger("cdchub.ws")
 
@@ -62,27 +62,37 @@ class DuplicateSub(RequestError):
 class Session:
     """`wire` calls `receive`, `is_full`, `has_drained` and `is_lost`; whoever accepts it, `begin`."""
 
+    # There may be tens of thousands.
+    __slots__ = (
+        "__weakref__",
+        "_chat",
+        "_core",
+        "_requests",
+        "_shared",
+        "_subscriptions",
+        "_waiters",
+        "is_closed",
+        "user_id",
+        "wire",
+    )
+
     def __init__(self, shared: Shared, wire: Wire, user_id: str) -> None:
         self._shared = shared
         self.wire = wire
         self.user_id = user_id
-        self.client_id = secrets.token_urlsafe(9)
         self._core = shared.core
         config = shared.config
         self._requests = Rate(per_s=config.requests_per_s, burst=config.requests_burst)
         self._subscriptions: dict[str, Part] = {}
-        self._rooms: dict[str, Part] = {}
-        self._turns = Turns(self._core.start, self._fail, waiting_max=config.messages_burst)
-        self._chat = Chat(shared, self)
-        self._waiters: list[asyncio.Future[None]] = []
-        # Rooms that were told less than happened in them, while the connection held too much.
-        self._members_owed: set[str] = set()
+        # Most connections are in no room.
+        self._chat: Chat | None = None
+        self._waiters: tuple[asyncio.Future[None], ...] = ()
         self.is_closed = False
 
     def begin(self) -> None:
         self.send(
             "connected",
-            clientId=self.client_id,
+            clientId=secrets.token_urlsafe(9),
             userId=self.user_id,
             epoch=self._core.present.head.epoch,
             heartbeat=_whole(self._shared.heartbeat_s),
@@ -112,12 +122,11 @@ class Session:
 
     def has_drained(self) -> None:
         self._wake()
-        owed, self._members_owed = self._members_owed, set()
-        for room in owed & self._rooms.keys():
-            self.send("members", room=room, members=self._shared.rooms.members(room))
+        if self._chat is not None:
+            self._chat.has_drained()
 
     def _wake(self) -> None:
-        waiters, self._waiters = self._waiters, []
+        waiters, self._waiters = self._waiters, ()
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
@@ -132,13 +141,13 @@ class Session:
     async def drained(self) -> None:
         if self.wire.is_full and not self.is_closed:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
+            self._waiters = (*self._waiters, waiter)
             await waiter
 
     def part_has_ended(self, part: Part) -> None:
         del part.among[part.name]
-        if part.among is self._rooms:
-            self._shared.rooms.leave(part.name, self, at_once=False)
+        if self._chat is not None and part.among is self._chat.rooms:
+            self._chat.part_has_ended(part)
         if self._core.draining:
             self.close(GOING_AWAY, "the hub is shutting down")
 
@@ -153,21 +162,9 @@ class Session:
             self.send("heartbeat")
         self.wire.ping()
 
-    # What rooms tell.
-
-    def tell(self, room: str, type: str, **members: object) -> None:
-        if self.is_closed:
-            return
-        if self.wire.is_full:
-            # Whoever lags gets the present members when it has caught up; the rest is fleeting.
-            self._members_owed.add(room)
-        else:
-            self.send(type, room=room, **members)
-
     # Requests.
 
     def _handle(self, request: Request) -> None:
-        chat = self._chat
         match request:
             case Subscribe():
                 self._subscribe(request)
@@ -176,18 +173,10 @@ class Session:
                     raise UnknownSub(f"there is no subscription {sub!r} on this connection")
                 self.end_part(self._subscriptions[sub])
                 self.send("unsubscribed", sub=sub, id=request.id)
-            case Join():
-                self._turns.take_waiting(request, lambda: chat.join(request))
-            case SendMessage():
-                chat.take_one()
-                self._turns.take_waiting(request, lambda: chat.store(request))
-            case History():
-                self._turns.take_waiting(request, lambda: chat.history(request))
-            case Broadcast():
-                chat.take_one()
-                self._turns.take(request, lambda: chat.broadcast(request))
-            case Leave():
-                self._turns.take(request, lambda: chat.leave(request))
+            case Join() | SendMessage() | History() | Broadcast() | Leave():
+                if self._chat is None:
+                    self._chat = Chat(self._shared, self)
+                self._chat.handle(request)
             case Ping():
                 self.send("pong", id=request.id)
             case _:
@@ -210,36 +199,46 @@ class Session:
         core.admit()
         position = position_shown(start, core, snapshot=snapshot)
         self.send("subscribed", sub=request.sub, position=position, id=request.id)
-        part = self._subscriptions[request.sub] = Part(self, request.sub, self._subscriptions)
-        part.subscriber = core.subscribe(
+        part = self.new_part(request.sub, self._subscriptions)
+        framer = self._shared.framers.subscription(request.sub)
+        self.begin_part(
+            part, selection, framer, start, snapshot=snapshot, conflate=conflate, format=format
+        )
+
+    def check_room_for_more(self) -> None:
+        most = self._shared.config.subscriptions_max
+        if len(self._parts()) >= most:
+            raise TooManyRequests(f"a connection has at most {most} subscriptions and rooms")
+
+    # Its parts, for itself and for chat.
+
+    @property
+    def is_lagging(self) -> bool:
+        return self.wire.is_full
+
+    def new_part(self, name: str, among: dict[str, Part]) -> Part:
+        part = among[name] = Part(self, name, among)
+        return part
+
+    def begin_part(
+        self,
+        part: Part,
+        selection: Selection,
+        framer: Framer,
+        start: Start,
+        *,
+        snapshot: bool = False,
+        conflate: bool = False,
+        format: Format = Format.CDCHUB,
+    ) -> None:
+        part.subscriber = self._core.subscribe(
             selection,
-            self._shared.framers.subscription(request.sub),
+            framer,
             part,
             start,
             snapshot=snapshot,
             conflate=conflate,
             format=format,
-            transport="ws",
-        )
-
-    def check_room_for_more(self) -> None:
-        most = self._shared.config.subscriptions_max
-        if len(self._subscriptions) + len(self._rooms) >= most:
-            raise TooManyRequests(f"a connection has at most {most} subscriptions and rooms")
-
-    # What chat asks.
-
-    def rooms(self) -> dict[str, Part]:
-        return self._rooms
-
-    def begin_room(self, room: str, start: Start) -> None:
-        part = self._rooms[room] = Part(self, room, self._rooms)
-        part.subscriber = self._core.subscribe(
-            self._shared.messages.selection(room),
-            self._shared.framers.room(room),
-            part,
-            start,
-            snapshot=False,
             transport="ws",
         )
 
@@ -254,19 +253,19 @@ class Session:
 
     def _end(self, outcome: str) -> None:
         self.is_closed = True
-        self._turns.stop()
-        for room in self._rooms:
-            self._shared.rooms.leave(room, self, at_once=False)
+        if self._chat is not None:
+            self._chat.stop()
         for part in self._parts():
             part.ended = True
             part.tell_lost(outcome)
         self._subscriptions.clear()
-        self._rooms.clear()
+        self._chat = None
         self._wake()
         self._shared.ended(self)
 
     def _parts(self) -> list[Part]:
-        return [*self._subscriptions.values(), *self._rooms.values()]
+        rooms = () if self._chat is None else self._chat.rooms.values()
+        return [*self._subscriptions.values(), *rooms]
 
     # Answers.
 
@@ -275,7 +274,7 @@ class Session:
         retry_ms = error.retry_after_ms if isinstance(error, PassingRefusal) else None
         self._send_error(error.code, error.detail, address, retry_ms, dict(error.fields))
 
-    def _fail(self, request: Request, error: Exception) -> None:
+    def failed(self, request: Request, error: Exception) -> None:
         if isinstance(error, RequestError):
             self._refuse(error, address_of(request))
         else:
@@ -312,8 +311,11 @@ class Session:
         )
 
     def send(self, type: str, **members: object) -> None:
+        self.send_payload(encoded(type, **members))
+
+    def send_payload(self, payload: bytes) -> None:
         if not self.is_closed:
-            self.wire.write(self._shared.framers.wrap(encoded(type, **members)))
+            self.wire.write(self._shared.framers.wrap(payload))
 
     def _count(self, outcome: str) -> None:
         self._core.outcomes[f"ws_{outcome}"] += 1

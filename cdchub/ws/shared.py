@@ -14,8 +14,8 @@ from cdchub.ws.rooms import Rooms
 
 # RFC 6455 §7.4.1, and INTERFACE §5.
 GOING_AWAY, POLICY_VIOLATION, TRY_AGAIN_LATER = 1001, 1008, 1013
-# Heartbeats are spread over so many ticks.
-_SLOTS = 5
+# Heartbeats are spread over so many ticks, one a second: answers come in bursts as large as the pings.
+_SLOTS = 15
 # The last close frames still have to leave within the drain window.
 _DRAIN_PART = 0.8
 

@@ -59,7 +59,9 @@ def begin(page: Page, name: str = "todos", **options: Any) -> None:
 
 
 def wait_live(page: Page, name: str = "todos") -> None:
-    page.wait_for_function("(name) => window[name].store.connected && window[name].store.loaded", arg=name)
+    page.wait_for_function(
+        "(name) => window[name].store.connected && window[name].store.loaded", arg=name
+    )
 
 
 def rows(page: Page, name: str = "todos") -> list[dict[str, Any]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -21,15 +23,32 @@ from tests.browser.client_page import (
     wait_for_titles,
 )
 from tests.browser.conftest import Windows
+from tests.browser.relay import Relay
 from tests.harness import HubProcess, make_database, run_sql, wait_for
 
 pytestmark = pytest.mark.needs("chromium")
 
+# Where a page reaches a hub.
+Reach = Callable[[HubProcess], str]
 
-def test_filled_then_live(hub: HubProcess, windows: Windows) -> None:
+
+@pytest.fixture(params=["websocket", "sse"])
+def reach(request: pytest.FixtureRequest) -> Iterator[Reach]:
+    """On each of the transports: a proxy that cuts WebSockets leaves the event stream."""
+    with ExitStack() as relays:
+
+        def way(hub: HubProcess) -> str:
+            if request.param == "websocket":
+                return hub.url
+            return relays.enter_context(Relay(hub.port, websockets=False)).url
+
+        yield way
+
+
+def test_filled_then_live(hub: HubProcess, windows: Windows, reach: Reach) -> None:
     insert(hub.database, "a", "b")
     hub.wait_for_lsn(2)
-    page = library(windows, hub.url)
+    page = library(windows, reach(hub))
     collect(page)
     assert titles(page) == ["a", "b"]
     assert told(page, "statuses")[-1] == "live"
@@ -37,7 +56,9 @@ def test_filled_then_live(hub: HubProcess, windows: Windows) -> None:
 
     insert(hub.database, "c")
     wait_for_titles(page, ["a", "b", "c"])
-    run_sql(hub.database, "UPDATE todos SET title = 'B' WHERE id = 'b'", "DELETE FROM todos WHERE id = 'a'")
+    run_sql(
+        hub.database, "UPDATE todos SET title = 'B' WHERE id = 'b'", "DELETE FROM todos WHERE id = 'a'"
+    )
     wait_for_titles(page, ["B", "c"])
     assert titles(page) == ["B", "c"], "in the order in which they were first seen"
     changes = told(page, "changes")
@@ -49,9 +70,9 @@ def test_filled_then_live(hub: HubProcess, windows: Windows) -> None:
     assert page.evaluate("todos.store.position") == hub.head()
 
 
-def test_a_change_of_the_key_moves_the_row(hub: HubProcess, windows: Windows) -> None:
+def test_a_change_of_the_key_moves_the_row(hub: HubProcess, windows: Windows, reach: Reach) -> None:
     insert(hub.database, "a", "b")
-    page = library(windows, hub.url)
+    page = library(windows, reach(hub))
     collect(page)
     wait_for_titles(page, ["a", "b"])
     run_sql(hub.database, "UPDATE todos SET id = 'z', title = 'moved' WHERE id = 'a'")
@@ -62,9 +83,11 @@ def test_a_change_of_the_key_moves_the_row(hub: HubProcess, windows: Windows) ->
     assert all(len(each) == 2 for each in told(page, "emissions")[-2:])
 
 
-def test_rows_that_did_not_change_stay_the_same_objects(hub: HubProcess, windows: Windows) -> None:
+def test_rows_that_did_not_change_stay_the_same_objects(
+    hub: HubProcess, windows: Windows, reach: Reach
+) -> None:
     insert(hub.database, "a", "b")
-    page = library(windows, hub.url)
+    page = library(windows, reach(hub))
     collect(page)
     wait_for_titles(page, ["a", "b"])
     page.evaluate("window.before = [...todos.store.data]")
@@ -75,22 +98,24 @@ def test_rows_that_did_not_change_stay_the_same_objects(hub: HubProcess, windows
 
 @pytest.mark.parametrize("key", [None, "title", ["id", "title"]], ids=["primary", "other", "two"])
 def test_rows_are_found_by_other_keys(
-    hub: HubProcess, windows: Windows, key: str | list[str] | None
+    hub: HubProcess, windows: Windows, reach: Reach, key: str | list[str] | None
 ) -> None:
     insert(hub.database, "a", "b")
-    page = library(windows, hub.url)
+    page = library(windows, reach(hub))
     if key is None:
         page.evaluate("window.todos = { store: lib.collection({ table: 'todos' }) }")
     else:
         begin(page, key=key)
     wait_for_titles(page, ["a", "b"])
-    run_sql(hub.database, "UPDATE todos SET title = 'A' WHERE id = 'a'", "DELETE FROM todos WHERE id = 'b'")
+    run_sql(
+        hub.database, "UPDATE todos SET title = 'A' WHERE id = 'a'", "DELETE FROM todos WHERE id = 'b'"
+    )
     wait_for_titles(page, ["A"])
 
 
-def test_a_key_of_a_function(hub: HubProcess, windows: Windows) -> None:
+def test_a_key_of_a_function(hub: HubProcess, windows: Windows, reach: Reach) -> None:
     insert(hub.database, "a", "b")
-    page = library(windows, hub.url)
+    page = library(windows, reach(hub))
     page.evaluate(
         """window.todos = { store: lib.collection({
           table: 'todos', key: (row, change) => `${change.table} ${row.id}` }) }"""
@@ -101,34 +126,37 @@ def test_a_key_of_a_function(hub: HubProcess, windows: Windows) -> None:
 
 
 @pytest.mark.parametrize(
-    "where", ["completed=eq.0", ["completed=eq.0", "title=neq.x"], {"completed": 0}, {"completed": False}]
+    "where",
+    ["completed=eq.0", ["completed=eq.0", "title=neq.x"], {"completed": 0}, {"completed": False}],
 )
-def test_where_narrows(hub: HubProcess, windows: Windows, where: object) -> None:
+def test_where_narrows(hub: HubProcess, windows: Windows, reach: Reach, where: object) -> None:
     insert(hub.database, "a", "b")
     run_sql(hub.database, "UPDATE todos SET completed = 1 WHERE id = 'b'")
-    page = library(windows, hub.url)
+    page = library(windows, reach(hub))
     collect(page, where=where)
     wait_for_titles(page, ["a"])
     run_sql(hub.database, "UPDATE todos SET completed = 1 - completed")
     wait_for_titles(page, ["b"])
 
 
-def test_columns_narrow_and_the_key_is_there(hub: HubProcess, windows: Windows) -> None:
+def test_columns_narrow_and_the_key_is_there(hub: HubProcess, windows: Windows, reach: Reach) -> None:
     insert(hub.database, "a")
-    page = library(windows, hub.url)
+    page = library(windows, reach(hub))
     collect(page, columns=["title"])
     wait_for_titles(page, ["a"])
     assert rows(page) == [{"id": "a", "title": "a"}]
 
 
-def test_several_collections_of_different_tables(tmp_path: Path, windows: Windows) -> None:
+def test_several_collections_of_different_tables(
+    tmp_path: Path, windows: Windows, reach: Reach
+) -> None:
     tables = ("todos", "Notes", "a,b")
     database = make_database(
         tmp_path / "app.db",
         *(f'CREATE TABLE "{t}"(id TEXT PRIMARY KEY, title)' for t in tables),
     )
     with HubProcess(database) as hub:
-        page = library(windows, hub.url)
+        page = library(windows, reach(hub))
         for table in tables:
             collect(page, table, table=table)
         collect(page, "some", table="todos", where={"title": "x"})
@@ -141,9 +169,11 @@ def test_several_collections_of_different_tables(tmp_path: Path, windows: Window
         wait_for_titles(page, ["y"], "others")
 
 
-def test_an_unknown_table_is_told_and_others_live_on(hub: HubProcess, windows: Windows) -> None:
+def test_an_unknown_table_is_told_and_others_live_on(
+    hub: HubProcess, windows: Windows, reach: Reach
+) -> None:
     windows.network_errors_expected = True
-    page = library(windows, hub.url)
+    page = library(windows, reach(hub))
     collect(page)
     begin(page, "nothing", table="nothing_of_the_kind")
     page.wait_for_function("() => nothing.store.status === 'closed'")
@@ -156,8 +186,8 @@ def test_an_unknown_table_is_told_and_others_live_on(hub: HubProcess, windows: W
     assert status(page) == "live"
 
 
-def test_a_closed_collection_is_left_alone(hub: HubProcess, windows: Windows) -> None:
-    page = library(windows, hub.url)
+def test_a_closed_collection_is_left_alone(hub: HubProcess, windows: Windows, reach: Reach) -> None:
+    page = library(windows, reach(hub))
     collect(page)
     collect(page, "other")
     page.evaluate("other.store.close()")
@@ -171,10 +201,10 @@ def test_a_closed_collection_is_left_alone(hub: HubProcess, windows: Windows) ->
 
 @pytest.mark.parametrize("end", [HubProcess.kill, HubProcess.stop], ids=["kill", "stop"])
 def test_a_restart_of_the_hub_loses_and_repeats_nothing(
-    hub: HubProcess, windows: Windows, end: object
+    hub: HubProcess, windows: Windows, reach: Reach, end: object
 ) -> None:
     windows.network_errors_expected = True
-    page = library(windows, hub.url)
+    page = library(windows, reach(hub))
     collect(page)
     ids = [f"{n:03d}" for n in range(60)]
     insert(hub.database, *ids[:20])
@@ -190,7 +220,7 @@ def test_a_restart_of_the_hub_loses_and_repeats_nothing(
 
 
 def test_an_older_copy_of_the_database_replaces_the_rows(
-    hub: HubProcess, tmp_path: Path, windows: Windows
+    hub: HubProcess, tmp_path: Path, windows: Windows, reach: Reach
 ) -> None:
     windows.network_errors_expected = True
     insert(hub.database, "a", "b")
@@ -200,7 +230,7 @@ def test_an_older_copy_of_the_database_replaces_the_rows(
         source.backup(target)
     source.close()
     target.close()
-    page = library(windows, hub.url)
+    page = library(windows, reach(hub))
     collect(page)
     insert(hub.database, "c", "d")
     run_sql(hub.database, "DELETE FROM todos WHERE id = 'a'")
@@ -219,21 +249,27 @@ def test_an_older_copy_of_the_database_replaces_the_rows(
     assert ["a", "b", "c", "d", "e"] not in seen
 
 
-def test_a_new_column_takes_the_rows_anew(hub: HubProcess, windows: Windows) -> None:
+def test_a_new_column_takes_the_rows_anew(hub: HubProcess, windows: Windows, reach: Reach) -> None:
     insert(hub.database, "a")
-    page = library(windows, hub.url)
+    page = library(windows, reach(hub))
     collect(page)
     wait_for_titles(page, ["a"])
-    run_sql(hub.database, "ALTER TABLE todos ADD COLUMN color TEXT DEFAULT 'red'", "UPDATE todos SET id = id")
+    run_sql(
+        hub.database,
+        "ALTER TABLE todos ADD COLUMN color TEXT DEFAULT 'red'",
+        "UPDATE todos SET id = id",
+    )
     page.wait_for_function("() => todos.store.data[0]?.color === 'red'")
     insert(hub.database, "b")
     wait_for_titles(page, ["a", "b"])
 
 
-def test_initial_rows_show_at_once_and_are_replaced(hub: HubProcess, windows: Windows) -> None:
+def test_initial_rows_show_at_once_and_are_replaced(
+    hub: HubProcess, windows: Windows, reach: Reach
+) -> None:
     insert(hub.database, "a")
     hub.wait_for_lsn(1)
-    page = library(windows, hub.url)
+    page = library(windows, reach(hub))
     begin(page, initialData=[{"id": "a", "title": "a", "completed": 0}, {"id": "x", "title": "gone"}])
     first = told(page, "emissions")[0]
     assert [row["title"] for row in first] == ["a", "gone"]
@@ -241,13 +277,15 @@ def test_initial_rows_show_at_once_and_are_replaced(hub: HubProcess, windows: Wi
     assert page.evaluate("todos.store.loaded")
 
 
-def test_initial_rows_with_a_position_need_no_snapshot(hub: HubProcess, windows: Windows) -> None:
+def test_initial_rows_with_a_position_need_no_snapshot(
+    hub: HubProcess, windows: Windows, reach: Reach
+) -> None:
     insert(hub.database, "a")
     hub.wait_for_lsn(1)
     known = hub.get("/cdc/snapshot?table=todos").json()
     insert(hub.database, "b")
     hub.wait_for_lsn(2)
-    page = library(windows, hub.url)
+    page = library(windows, reach(hub))
     collect(page, initialData=known["rows"], since=known["position"])
     wait_for_titles(page, ["a", "b"])
     assert [change["lsn"] for change in told(page, "changes")] == [2]
@@ -259,8 +297,10 @@ def test_initial_rows_with_a_position_need_no_snapshot(hub: HubProcess, windows:
     wait_for_titles(page, ["a", "b", "c"], "second")
 
 
-def test_initial_rows_of_an_unknown_epoch_are_replaced(hub: HubProcess, windows: Windows) -> None:
+def test_initial_rows_of_an_unknown_epoch_are_replaced(
+    hub: HubProcess, windows: Windows, reach: Reach
+) -> None:
     insert(hub.database, "a")
-    page = library(windows, hub.url)
+    page = library(windows, reach(hub))
     begin(page, initialData=[{"id": "x", "title": "gone"}], since="otherepoch:7")
     wait_for_titles(page, ["a"])

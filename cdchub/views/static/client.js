@@ -419,9 +419,12 @@ class Room {
     return this.state.joined ? "live" : this.position ? "reconnecting" : "connecting";
   }
 
-  get reason() {
-    if (this.error !== null || this.status !== "closed") return this.error;
-    return this.connection.error ?? "Chat needs a WebSocket, and something on the way blocks it.";
+  /** What tabs are told with everything else. */
+  get told() {
+    const { status, connection } = this;
+    const blocked = "Chat needs a WebSocket, and something on the way blocks it.";
+    const error = status === "closed" ? (this.error ?? connection.error ?? blocked) : null;
+    return { status, error, userId: connection.userId };
   }
 
   join() {
@@ -441,10 +444,10 @@ class Room {
   take(frame) {
     const isFirst = this.position === null;
     if (frame.position) this.position = frame.position;
-    else if (frame.lsn > 0 && this.position && frame.lsn > lsnOf(this.position)) {
+    else if (frame.type.startsWith("message") && this.position && frame.lsn > lsnOf(this.position)) {
       this.position = `${epochOf(this.position)}:${frame.lsn}`;
     }
-    if (frame.type === "heartbeat") return;
+    if (frame.type === "heartbeat" || frame.type === "caught-up") return;
     if (frame.type === "error" && frame.id === `join ${this.name}`) {
       if (PASSING.has(frame.code)) setTimeout(() => this.join(), frame.retryAfterMs ?? BACKOFF_BASE_MS);
       else this.error = frame.message;
@@ -490,11 +493,9 @@ class Room {
     if (seat.isBehind) attached.isStale = true;
     else if (attached.isStale) {
       attached.isStale = false;
-      const { state, status, reason } = this;
-      const { userId } = this.connection;
-      seat.post({ op: "room", handle, state, userId, status, error: reason }, state.messages.length);
+      seat.post({ op: "room", handle, state: this.state, ...this.told }, this.state.messages.length);
     } else {
-      seat.post({ op: "frame", handle, frame, status: this.status, error: this.reason }, 1);
+      seat.post({ op: "frame", handle, frame, ...this.told }, 1);
     }
   }
 }
@@ -525,7 +526,6 @@ class Connection {
     // WebSockets that ended before the hub had said a word.
     this.socketsBlocked = 0;
     this.nextKind = "websocket";
-    soon(() => this.wake());
   }
 
   /** Somebody wants it now: tries at once, or looks whether the connection still lives. */
@@ -562,7 +562,7 @@ class Connection {
     const isBlocked = transport.kind === "websocket" && this.socketsBlocked >= 2;
     this.nextKind = isBlocked ? "sse" : "websocket";
     if (tooMany) this.tries = Math.max(this.tries, 3);
-    const wait_ms = isBlocked && this.socketsBlocked > 2 ? 0 : backoff(this.tries++, Math.random());
+    const wait_ms = isBlocked ? 0 : backoff(this.tries++, Math.random());
     this.timer = setTimeout(() => this.open(), retryAfterMs + wait_ms);
   }
 
@@ -586,6 +586,21 @@ class Connection {
     for (const feed of this.feeds.values()) feed.deliver();
     for (const room of this.rooms.values()) room.tell({ type: "status" });
     for (const watch of this.watchers) watch();
+  }
+
+  newSocket() {
+    const url = new URL("ws", this.base);
+    url.protocol = url.protocol.replace("http", "ws");
+    if (this.user) url.searchParams.set("user", this.user);
+    return new WebSocket(url, [SUBPROTOCOL]);
+  }
+
+  /** From event streams to a WebSocket, which gets through after all. */
+  moveUp() {
+    this.socketsBlocked = 0;
+    this.nextKind = "websocket";
+    this.letGo();
+    this.open();
   }
 
   say(frame) {
@@ -645,10 +660,7 @@ class SocketTransport {
     this.awaited = new Map(); // sub → id of the request that its feed waits for
     this.isHeard = false;
     this.retryAfterMs = 0;
-    const url = new URL("ws", connection.base);
-    url.protocol = url.protocol.replace("http", "ws");
-    if (connection.user) url.searchParams.set("user", connection.user);
-    this.socket = new WebSocket(url, [SUBPROTOCOL]);
+    this.socket = connection.newSocket();
     this.socket.onmessage = (event) => this.take(JSON.parse(event.data));
     this.socket.onclose = ({ code }) => this.ended(code);
     this.watch(FIRST_HEARTBEAT_S);
@@ -837,6 +849,7 @@ class EventTransport {
     /** @type {Set<EventStream>} */
     this.streams = new Set();
     this.isClosed = false;
+    this.socket = null;
     this.arrangeSoon();
   }
 
@@ -875,6 +888,14 @@ class EventTransport {
     this.streams = kept;
     for (const group of missing) kept.add(new EventStream(this, group));
     if (!wanted.length) this.connection.up();
+    this.trySocket();
+  }
+
+  /** Sockets may have failed because no hub was there at the time. */
+  trySocket() {
+    if (this.socket || this.connection.status !== "live") return;
+    this.socket = this.connection.newSocket();
+    this.socket.onmessage = () => this.connection.moveUp();
   }
 
   /** Tells the hub's lasting refusals, which an EventSource can't see, from a lost connection. */
@@ -904,11 +925,14 @@ class EventTransport {
         this.streams.delete(stream);
       }
     }
+    this.socket = null;
     this.arrangeSoon();
   }
 
   close() {
     this.isClosed = true;
+    if (this.socket) this.socket.onmessage = null;
+    this.socket?.close();
     for (const stream of this.streams) stream.close();
   }
 }
@@ -1014,12 +1038,19 @@ class Holder {
     if (user === null || this.main.user === user) return this.main;
     if (this.main.user === null) {
       // Nobody has said yet who they are: what is connected comes back under this name.
-      this.main.user = user;
-      this.main.rest();
-      soon(() => this.main.wake());
-      return this.main;
+      const { main } = this;
+      main.user = user;
+      main.userId = null;
+      if (main.transport) {
+        main.rest();
+        main.open();
+      }
+      return main;
     }
-    if (!this.others.has(user)) this.others.set(user, new Connection(this.base, user));
+    if (!this.others.has(user)) {
+      this.others.set(user, new Connection(this.base, user));
+      this.others.get(user).open();
+    }
     return this.others.get(user);
   }
 
@@ -1076,6 +1107,8 @@ class Seat {
     const { handle } = message;
     switch (message.op) {
       case "hello":
+        // The last word of a tab's greeting: by now it is known who is there, and for what.
+        this.holder.main.wake();
         this.tellConnection();
         // Granted when the tab that has it is gone, however it went.
         if (message.lock) navigator.locks.request(message.lock, () => this.leave());
@@ -1263,16 +1296,16 @@ class Link {
       if (port !== this.port) return;
       // A holder that is new, perhaps after another one that is gone: everything is said again.
       this.isWelcome = true;
+      for (const [handle, { hello }] of this.attached) this.post({ ...hello(), handle });
       this.post({ op: "hello", lock: this.lock });
       if (this.isPaused) this.post({ op: "pause" });
-      for (const [handle, { hello }] of this.attached) this.post({ ...hello(), handle });
       return;
     }
     if (message.op === "connection") {
-      this.status = message.status;
-      this.error = message.error;
-      this.transport = message.transport;
-      tell(this.watchers, this.status, this.error);
+      const { status, error, transport } = message;
+      const isNew = status !== this.status || error !== this.error;
+      Object.assign(this, { status, error, transport });
+      if (isNew) tell(this.watchers, status, error);
       return;
     }
     this.attached.get(message.handle)?.heard(message);
@@ -1557,8 +1590,8 @@ export function room(name, { history = 50, user, url } = {}) {
     const wasJoined = state.joined;
     if (message.op === "room") {
       state = message.state;
-      userId = message.userId ?? userId;
     } else take(message.frame);
+    userId = message.userId ?? userId;
     if (message.status !== status || message.error !== error) {
       ({ status, error } = message);
       tell(statusWatchers, status, error);
