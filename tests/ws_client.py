@@ -32,7 +32,7 @@ class Frame:
         return int.from_bytes(self.payload[:2], "big") if self.payload else 1005
 
 
-class Closed(Exception):  # noqa: N818
+class Closed(Exception):
     """The connection has ended: with a close frame of this code, or without (1006)."""
 
     def __init__(self, code: int, reason: str = "") -> None:
@@ -187,7 +187,8 @@ class Peer:
             return None
         found = Frame(first & 15, data[start : start + size], bool(first & 0x80))
         if found.opcode >= CLOSE:
-            assert found.fin and size < 126, "control frames are short and whole"
+            assert found.fin, "control frames are whole"
+            assert size < 126, "control frames are short"
         self.wire.data = data[start + size :]
         return found
 
