@@ -95,7 +95,15 @@ PUBLIC = {
     "cdchub.log": {"LogReader", "LogWriter", "Replica", "Ring"},
     "cdchub.sse": {"Event", "EventParser", "SseFramer", "StreamEndpoint"},
     "cdchub.views": {"FIRST_TODOS", "SCHEMA", "TodoApi", "error_page", "routes"},
-    "cdchub.ws": {"SCHEMA", "TABLE", "USER", "Messages", "Rooms", "WebSocketEndpoint"},
+    "cdchub.ws": {
+        "SCHEMA",
+        "TABLE",
+        "USER",
+        "Messages",
+        "Rooms",
+        "WebSocketEndpoint",
+        "refuse_unauthorized",
+    },
 }
 
 MODULES = sorted(
