@@ -1,4 +1,4 @@
-"""INTERFACE §5 over real connections: the opening, subscriptions and errors, on both ways of the bytes."""
+"""INTERFACE §5 over real connections: the opening, subscriptions and errors, both ways of the bytes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import random
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest

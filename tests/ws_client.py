@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
@@ -215,6 +216,14 @@ class Peer:
                 return message
             self.passed.append(message)
 
+    def find(self, type: str, **members: object) -> Message:
+        """Such a message, which may have been passed by."""
+        for message in self.passed:
+            if message["type"] == type and members.items() <= message.items():
+                self.passed.remove(message)
+                return message
+        return self.until(type, **members)
+
     def upto(self, type: str, **members: object) -> list[Message]:
         """All messages up to that one, and it."""
         first = len(self.passed)
@@ -254,6 +263,9 @@ class Peer:
             while True:
                 self.passed.append(self.next())
         except Closed as closed:
+            # Whoever failed a connection reads no answer to its close frame, but sees the end.
+            with contextlib.suppress(OSError):
+                self.wire.half_close()
             self.wire.rest()
             return closed.code
 
