@@ -46,9 +46,10 @@ def create_app(hub: Hub, *, drains: bool = False, embedded: bool = False) -> Sta
     todos = views.TodoApi(hub.writer, config.http, catalog=lambda: hub.core.present.catalog)
     socket = WebSocketEndpoint(hub.core, hub.rooms, hub.messages, config)
     cdc = [
+        # First, because a crowd of them may come at once.
+        Route("/stream", StreamEndpoint(hub.core, config.stream, drains=drains), methods=["GET"]),
         Route("/ws", socket, methods=["GET"]),
         WebSocketRoute("/ws", socket),
-        Route("/stream", StreamEndpoint(hub.core, config.stream, drains=drains), methods=["GET"]),
         Route("/changes", endpoints.changes),
         Route("/snapshot", endpoints.snapshot),
         Route("/tables", endpoints.tables),
