@@ -58,29 +58,29 @@ def fleeting(messages: list[Message]) -> list[Message]:
 
 @pytest.mark.parametrize("name", NAMES, ids=lambda n: ascii(n)[:30])
 def test_a_message_goes_to_everyone_in_the_room(shared: HubProcess, name: str) -> None:
-    with opened(shared, user="ann") as ann, opened(shared, user="bob") as bob:
-        with opened(shared, user="cy") as cy:
-            first = ann.join(name)
-            assert (first["room"], first["members"], first["history"]) == (name, ["ann"], 0)
-            assert first["position"] == shared.head()
-            assert bob.join(name)["members"] == ["ann", "bob"]
-            cy.join("elsewhere")
-            before = datetime.now(UTC)
-            ack = ann.ask("message", room=name, content="hi\u0000 😀", messageId=f"m {name[:50]}")
-            message = ann.find("message")
-            assert bob.until("message") == message
-            assert set(message) == MEMBERS
-            assert message["userId"] == "ann"
-            assert (message["room"], message["content"]) == (name, "hi\u0000 😀")
-            assert message["messageId"] == ack["messageId"] == f"m {name[:50]}"
-            assert message["lsn"] == ack["lsn"]
-            assert ack["duplicate"] is False
-            at = datetime.fromisoformat(message["timestamp"])
-            assert abs((at - before).total_seconds()) < 60
-            assert not [m for m in cy.so_far() if m.get("room") == name]
-            again = cy.join(name, history=50)
-            assert again["history"] == 1
-            assert cy.until("message") == {**message, "history": True}
+    with ExitStack() as stack:
+        ann, bob, cy = (stack.enter_context(opened(shared, user=u)) for u in ("ann", "bob", "cy"))
+        first = ann.join(name)
+        assert (first["room"], first["members"], first["history"]) == (name, ["ann"], 0)
+        assert first["position"] == shared.head()
+        assert bob.join(name)["members"] == ["ann", "bob"]
+        cy.join("elsewhere")
+        before = datetime.now(UTC)
+        ack = ann.ask("message", room=name, content="hi\u0000 😀", messageId=f"m {name[:50]}")
+        message = ann.find("message")
+        assert bob.until("message") == message
+        assert set(message) == MEMBERS
+        assert message["userId"] == "ann"
+        assert (message["room"], message["content"]) == (name, "hi\u0000 😀")
+        assert message["messageId"] == ack["messageId"] == f"m {name[:50]}"
+        assert message["lsn"] == ack["lsn"]
+        assert ack["duplicate"] is False
+        at = datetime.fromisoformat(message["timestamp"])
+        assert abs((at - before).total_seconds()) < 60
+        assert not [m for m in cy.so_far() if m.get("room") == name]
+        again = cy.join(name, history=50)
+        assert again["history"] == 1
+        assert cy.until("message") == {**message, "history": True}
 
 
 def test_a_message_is_a_row_and_a_change(shared: HubProcess, room: str) -> None:
