@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -44,6 +45,10 @@ def create_app(hub: Hub, *, drains: bool = False, embedded: bool = False) -> Sta
         failing=lambda: hub.failing,
     )
     todos = views.TodoApi(hub.writer, config.http, catalog=lambda: hub.core.present.catalog)
+    dashboard = views.DashboardApi(
+        catalog=lambda: hub.core.present.catalog,
+        time_zone=views.local_time_zone(os.environ.get("TZ")),
+    )
     socket = WebSocketEndpoint(hub.core, hub.rooms, hub.messages, config)
     cdc = [
         # First, because a crowd of them may come at once.
@@ -54,6 +59,7 @@ def create_app(hub: Hub, *, drains: bool = False, embedded: bool = False) -> Sta
         Route("/snapshot", endpoints.snapshot),
         Route("/tables", endpoints.tables),
         Route("/status", endpoints.status),
+        Route("/client.js", views.client_library),
     ]
     return Starlette(
         routes=[
@@ -63,7 +69,7 @@ def create_app(hub: Hub, *, drains: bool = False, embedded: bool = False) -> Sta
             Route("/t/{tenant}/cdc/{rest:path}", endpoints.not_implemented),
             Route("/healthz", endpoints.healthz),
             Route("/readyz", endpoints.readyz),
-            *views.routes(todos),
+            *views.routes(todos, dashboard),
         ],
         middleware=[
             Middleware(

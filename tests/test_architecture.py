@@ -94,7 +94,17 @@ PUBLIC = {
     },
     "cdchub.log": {"LogReader", "LogWriter", "Replica", "Ring"},
     "cdchub.sse": {"Event", "EventParser", "SseFramer", "StreamEndpoint"},
-    "cdchub.views": {"FIRST_TODOS", "SCHEMA", "TodoApi", "error_page", "routes"},
+    "cdchub.views": {
+        "SCHEMA",
+        "DashboardApi",
+        "TodoApi",
+        "client_library",
+        "error_page",
+        "local_time_zone",
+        "past",
+        "routes",
+        "simulate",
+    },
     "cdchub.ws": {
         "SCHEMA",
         "TABLE",

@@ -11,6 +11,7 @@ from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from cdchub.views.dashboard import DashboardApi
 from cdchub.views.todos import TodoApi
 
 STATIC = Path(__file__).parent / "static"
@@ -24,10 +25,12 @@ _HEADERS = {
 }
 
 
-def routes(todos: TodoApi) -> Sequence[BaseRoute]:
+def routes(todos: TodoApi, dashboard: DashboardApi) -> Sequence[BaseRoute]:
     return [
         Route("/", _page("index.html")),
         Route("/todos", _page("todos.html")),
+        Route("/dashboard", _page("dashboard.html")),
+        Route("/api/dashboard", dashboard.settings),
         Route("/api/todos", todos.collection, methods=["GET", "POST"]),
         Route("/api/todos/reorder", todos.reorder, methods=["POST"]),
         Route("/api/todos/clear-completed", todos.clear_completed, methods=["POST"]),
@@ -41,6 +44,20 @@ def _page(name: str) -> Callable[[Request], Awaitable[Response]]:
         return FileResponse(STATIC / name, headers=_HEADERS)
 
     return page
+
+
+_STATIC_FILES = StaticFiles(directory=STATIC)
+
+
+async def client_library(request: Request) -> Response:
+    """The browser library. Its address has no version, so a browser asks each time whether its copy
+    is the present one."""
+    response = await _STATIC_FILES.get_response("client.js", request.scope)
+    response.headers["Cache-Control"] = "no-cache"
+    if response.status_code == 200:
+        # What a system calls .js differs, and browsers refuse a module that is called otherwise.
+        response.headers["Content-Type"] = "text/javascript; charset=utf-8"
+    return response
 
 
 def error_page(status: int, explanation: str, *, again: str = "") -> Response:

@@ -33,12 +33,18 @@ class CarriedStream:
 
 
 class Relay:
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, *, websockets: bool = True) -> None:
+        """`websockets`: whether they get through; some proxies cut them."""
         self._hub_port = port
+        self._websockets = websockets
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self.streams: list[CarriedStream] = []
+        self.sockets_opened = 0
         self._bytes_max: int | None = None
+        self._answer: bytes | None = None
+        self._swallowing = threading.Event()
+        self._deafening = threading.Event()
         self._flowing = threading.Event()
         self._flowing.set()
         self._sockets: set[socket.socket] = set()
@@ -53,7 +59,18 @@ class Relay:
         """Requests for a stream wait here from now on."""
         self._flowing.clear()
 
+    def swallow(self) -> None:
+        """From now on nothing arrives, in either direction, and nothing is closed."""
+        self._flowing.clear()
+        self._swallowing.set()
+
+    def hold_answers(self) -> None:
+        """What the hub says gets lost; requests still arrive."""
+        self._deafening.set()
+
     def release(self) -> None:
+        self._swallowing.clear()
+        self._deafening.clear()
         self._flowing.set()
 
     def cut(self) -> None:
@@ -61,6 +78,10 @@ class Relay:
         for stream in self.streams:
             for end in stream.sockets:
                 _shut(end)
+
+    def answer_next_stream(self, answer: bytes) -> None:
+        """In the place of the hub, which is not asked."""
+        self._answer = answer
 
     def cut_next_after(self, bytes_max: int) -> None:
         """Breaks the next stream, and only that, in the middle of its answer."""
@@ -105,13 +126,23 @@ class Relay:
         self._run(self._downward, browser, hub, carried)
         with contextlib.suppress(OSError):
             while data := browser.recv(_CHUNK_BYTES):
-                if data.startswith(b"GET /cdc/stream"):
+                if data.startswith(b"GET /cdc/ws"):
+                    self.sockets_opened += 1
+                    if not self._websockets:
+                        break
+                if data.startswith((b"GET /cdc/stream", b"GET /cdc/ws")):
                     stream = CarriedStream(data.decode(), (browser, hub), bytes_max=self._bytes_max)
                     self._bytes_max = None
                     carried.append(stream)
                     self.streams.append(stream)
                     self._flowing.wait()
-                hub.sendall(data)
+                    if self._answer is not None:
+                        browser.sendall(self._answer)
+                        self._answer = None
+                        break
+                if not self._swallowing.is_set():
+                    hub.sendall(data)
+        _shut(browser)
         _shut(hub)
 
     def _downward(
@@ -119,6 +150,8 @@ class Relay:
     ) -> None:
         with contextlib.suppress(OSError):
             while data := hub.recv(_CHUNK_BYTES):
+                if self._swallowing.is_set() or self._deafening.is_set():
+                    continue
                 if carried:
                     stream = carried[-1]
                     if stream.bytes_max is not None:
