@@ -1443,7 +1443,7 @@ export function collection({ table, key, initialData, since, where, columns, roo
   const order = new Set(rows.keys());
   let data = [...rows.values()];
   let loaded = initialData !== undefined;
-  let isFilled = false;
+  let wasAsked = false;
   let position = since ?? null;
   /** @type {Status} */
   let status = "connecting";
@@ -1488,8 +1488,7 @@ export function collection({ table, key, initialData, since, where, columns, roo
     const always = !loaded;
     loaded = true;
     show({ always });
-    if (message.op === "changes")
-      for (const change of message.changes) tell(changeWatchers, change);
+    for (const change of message.changes ?? []) tell(changeWatchers, change);
   }
 
   function confirmAll(edits) {
@@ -1550,8 +1549,8 @@ export function collection({ table, key, initialData, since, where, columns, roo
   const line = linkTo(url)?.attach(
     // A holder that follows another one fills anew: only it knows what comes next.
     () => {
-      const from = isFilled ? null : (since ?? null);
-      isFilled = true;
+      const from = wasAsked ? null : (since ?? null);
+      wasAsked = true;
       return { op: "attach", request, since: from };
     },
     heard,
