@@ -1,8 +1,9 @@
 """`make loadtest`: a hub on a fresh database, and Locust against it.
 
-Headless for a minute with 200 readers by default; `--web` serves Locust's page instead, with the same
-numbers filled in. Options that are not ours go to Locust (`--html report.html`, `--csv load`). The
-exit code is Locust's: not 0 when a reader saw a gap, a repeat, disorder or nothing at all.
+Headless for a minute with 200 readers by default, every other one over WebSocket; with `--chatters` so
+many members of chat rooms instead. `--web` serves Locust's page, with the same numbers filled in.
+Options that are not ours go to Locust (`--html report.html`, `--csv load`, `--chat-rooms 50`). The exit
+code is Locust's: not 0 when a reader saw a gap, a repeat, disorder or nothing at all.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ _WEB_PORT = 8089
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--readers", type=int, default=200)
+    parser.add_argument("--chatters", type=int, default=0, help="members of chat rooms, and no readers")
     parser.add_argument("--rate", type=float, default=20.0, help="commits a second")
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--cut-every-s", type=float, default=20.0, help="mean life of a connection")
@@ -38,7 +40,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="cdchub-locust-") as folder:
         database = make_database(Path(folder) / "bench.db", SCHEMA)
-        hub = Hub(database)
+        hub = Hub(database, *(["--rooms"] if options.chatters else []))
         try:
             hub.start()
             return _run_locust(hub, database, options, more)
@@ -55,14 +57,18 @@ def _run_locust(hub: Hub, database: Path, options: argparse.Namespace, more: lis
     command = [sys.executable, "-m", "locust", "--locustfile", "loadtest/locustfile.py"]
     command += ["--host", f"http://{HOST}:{hub.port}", "--database", str(database)]
     command += ["--rate", str(options.rate), "--cut-every-s", str(options.cut_every_s)]
-    # The writer is a user too.
-    command += ["--users", str(options.readers + 1), "--spawn-rate", "100"]
+    if options.chatters:
+        kinds, users = ["Chatter"], options.chatters
+    else:
+        # The writer is a user too.
+        kinds, users = ["SseReader", "WsReader", "SqliteWriter"], options.readers + 1
+    command += ["--users", str(users), "--spawn-rate", "100"]
     if options.web:
         print(f"Locust's page: http://{HOST}:{_WEB_PORT}/", flush=True)
         command += ["--web-host", HOST, "--web-port", str(_WEB_PORT)]
     else:
         command += ["--headless", "--only-summary", "--run-time", f"{options.seconds}s"]
-    return subprocess.run([*command, *more], cwd=ROOT).returncode
+    return subprocess.run([*command, *more, *kinds], cwd=ROOT).returncode
 
 
 if __name__ == "__main__":

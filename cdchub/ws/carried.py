@@ -110,6 +110,8 @@ class Carried:
 
     async def _read(self, session: Session) -> None:
         while True:
+            # Whoever does not take the answers shall not go on asking.
+            await session.drained()
             message = await self._receive()
             if message["type"] == "websocket.disconnect":
                 self.abort()

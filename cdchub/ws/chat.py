@@ -61,6 +61,12 @@ class ChatOwner(Protocol):
 
     def send(self, type: str, **members: object) -> None: ...
 
+    def send_payload(self, payload: bytes) -> None: ...
+
+    async def drained(self) -> None:
+        """Returns when its connection holds too much no longer."""
+        ...
+
     def failed(self, request: Request, error: Exception) -> None: ...
 
 
@@ -72,7 +78,12 @@ class Chat:
         self._owner = owner
         config = shared.config
         self._rate = Rate(per_s=config.messages_per_s, burst=config.messages_burst)
-        self._turns = Turns(shared.core.start, owner.failed, waiting_max=config.messages_burst)
+        self._turns = Turns(
+            shared.core.start,
+            ready=owner.drained,
+            failed=owner.failed,
+            waiting_max=config.messages_burst,
+        )
         # Rooms that were told less than happened in them, while the connection held too much.
         self._members_owed: set[str] = set()
         # The joined ones.
@@ -97,13 +108,13 @@ class Chat:
             case _:
                 assert_never(request)
 
-    def tell(self, room: str, type: str, **members: object) -> None:
+    def tell(self, room: str, payload: bytes) -> None:
         """What others do."""
         if self._owner.is_lagging:
             # Whoever lags gets the present members when it has caught up; the rest is fleeting.
             self._members_owed.add(room)
         else:
-            self._owner.send(type, room=room, **members)
+            self._owner.send_payload(payload)
 
     def has_drained(self) -> None:
         owed, self._members_owed = self._members_owed, set()

@@ -136,11 +136,16 @@ class Direct(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._is_full = True
+        # Whoever does not take the answers shall not go on asking.
+        if not self._transport.is_closing():
+            self._transport.pause_reading()
         if self._session is not None:
             self._session.is_full()
 
     def resume_writing(self) -> None:
         self._is_full = False
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
         if self._session is not None:
             self._session.has_drained()
 

@@ -116,7 +116,9 @@ class Messages:
         seen: set[str] = set()
         oldest_row: int | None = None
         async for part in self._backwards(room, upto):
-            lsns = {message_id: lsn for message_id, lsn in reversed(part) if message_id not in seen}
+            lsns = {i: lsn for i, lsn, _ in reversed(part) if i not in seen}
+            # A message that came from another room has a number from long ago.
+            moved = {i for i, _, is_new in part if not is_new}
             seen.update(lsns)
             rows = await self._writer.query(
                 f"{_SELECT} AND id IN (SELECT value FROM json_each(?))", (room, json.dumps([*lsns]))
@@ -125,7 +127,8 @@ class Messages:
             told.sort(key=lambda each: -each[0])
             for lsn, row in told[: limit - len(found)]:
                 found.append(message_of(row[1:], lsn))
-                oldest_row = row[0] if oldest_row is None else min(oldest_row, row[0])
+                if row[1] not in moved:
+                    oldest_row = row[0] if oldest_row is None else min(oldest_row, row[0])
             if len(found) >= limit:
                 break
         return found, oldest_row
@@ -134,7 +137,8 @@ class Messages:
         """The rowid of the first message that came after an LSN; one beyond all, where none did."""
         while True:
             scanned = self._present.cursor
-            newer = [i async for part in self._backwards(room, scanned.lsn, upto) for i, _ in part]
+            parts = self._backwards(room, scanned.lsn, upto)
+            newer = [i async for part in parts for i, _, is_new in part if is_new]
             rows, head = await self._writer.query_at(
                 f"SELECT min(rowid) FROM {TABLE} WHERE id IN (SELECT value FROM json_each(?))"
                 f" UNION ALL SELECT coalesce(max(rowid), 0) + 1 FROM {TABLE}",
@@ -148,16 +152,16 @@ class Messages:
 
     async def _lsn_of(self, room: str, message_id: str) -> int:
         async for part in self._backwards(room, self._present.cursor.lsn):
-            for found, lsn in part:
+            for found, lsn, _ in part:
                 if found == message_id:
                     return lsn
         return 0
 
     async def _backwards(
         self, room: str, upto: int, down_to: int = 0
-    ) -> AsyncIterator[list[tuple[str, int]]]:
-        """What came into a room up to an LSN of the present epoch: some ids with their LSNs at a time,
-        the newest first."""
+    ) -> AsyncIterator[list[tuple[str, int, bool]]]:
+        """What came into a room up to an LSN of the present epoch, as `_entered` has it, some at
+        a time, the newest first."""
         narrowing = Narrowing((TABLE,), room)
         size, high = _LOOK_LSNS, upto
         while high > (floor := max(self._present.oldest.lsn, down_to)):
@@ -166,7 +170,7 @@ class Messages:
             if entries is None:
                 size = max(_LOOK_LSNS, size // 8)
                 continue
-            yield _insertions(entries, room)
+            yield _entered(entries, room)
             high, size = low, size * 4
 
     async def _between(self, low: int, high: int, narrowing: Narrowing) -> list[Entry] | None:
@@ -194,17 +198,16 @@ class Messages:
             raise Timeout("the messages could not be found in time; try again") from error
 
 
-def _insertions(entries: list[Entry], room: str) -> list[tuple[str, int]]:
-    """Ids and LSNs of the messages that came into a room, the newest first."""
+def _entered(entries: list[Entry], room: str) -> list[tuple[str, int, bool]]:
+    """The messages that came into a room, the newest first: id, LSN, and whether it is a new one."""
     found = []
     for entry in reversed(entries):
-        entered = entry.type is ChangeType.INSERT or (
-            entry.type is ChangeType.UPDATE and entry.room_old != room
-        )
-        if entered and entry.room_new == room:
+        is_new = entry.type is ChangeType.INSERT
+        moved = entry.type is ChangeType.UPDATE and entry.room_old != room
+        if entry.room_new == room and (is_new or moved):
             row = decode_change(entry.data).newValue
             if row is not None and isinstance(row.id, str):
-                found.append((row.id, entry.lsn))
+                found.append((row.id, entry.lsn, is_new))
     return found
 
 

@@ -12,6 +12,8 @@ import heapq
 from collections.abc import Callable
 from typing import Protocol
 
+from cdchub.ws.frames import encoded
+
 
 class Member(Protocol):
     """One connection of a user, as a room sees it."""
@@ -19,7 +21,7 @@ class Member(Protocol):
     @property
     def user_id(self) -> str: ...
 
-    def tell(self, room: str, type: str, **members: object) -> None: ...
+    def tell(self, room: str, payload: bytes) -> None: ...
 
 
 class Timer(Protocol):
@@ -89,10 +91,11 @@ class Rooms:
         """Tells everybody in a room but one user."""
         here = self._rooms.get(room)
         if here is not None:
+            payload = encoded(type, room=room, **members)
             for other, connections in here.connections.items():
                 if other != user_id:
                     for connection in connections:
-                        connection.tell(room, type, **members)
+                        connection.tell(room, payload)
 
     def _has_not_returned(self, room: str, user_id: str) -> None:
         del self._rooms[room].leaving[user_id]

@@ -311,8 +311,11 @@ class Session:
         )
 
     def send(self, type: str, **members: object) -> None:
+        self.send_payload(encoded(type, **members))
+
+    def send_payload(self, payload: bytes) -> None:
         if not self.is_closed:
-            self.wire.write(self._shared.framers.wrap(encoded(type, **members)))
+            self.wire.write(self._shared.framers.wrap(payload))
 
     def _count(self, outcome: str) -> None:
         self._core.outcomes[f"ws_{outcome}"] += 1

@@ -21,12 +21,15 @@ class Turns:
     def __init__(
         self,
         start: Callable[[Coroutine[None, None, None]], asyncio.Task[None]],
-        failed: Callable[[Request, Exception], None],
         *,
+        ready: Callable[[], Awaitable[None]],
+        failed: Callable[[Request, Exception], None],
         waiting_max: int,
     ) -> None:
-        """`start` owns the task; `failed` is told what an action raises in it."""
+        """`start` owns the task. `ready` returns when the client can take an answer; `failed` is told
+        what an action raises."""
         self._start = start
+        self._ready = ready
         self._failed = failed
         self._waiting_max = waiting_max
         self._waiting: deque[tuple[Request, Action]] = deque()
@@ -55,6 +58,7 @@ class Turns:
     async def _work_off(self) -> None:
         try:
             while self._waiting:
+                await self._ready()
                 request, action = self._waiting.popleft()
                 try:
                     awaited = action()

@@ -27,7 +27,7 @@ _ARGUMENTS = (
     "--disable-component-update",
     "--disable-sync",
 )
-_NETWORK_ERROR = "Failed to load resource: "
+_NETWORK_ERRORS = ("Failed to load resource: ", "WebSocket connection to ")
 
 
 # For the package and no longer: Playwright keeps an event loop in this thread, and asyncio tests
@@ -80,7 +80,7 @@ class Windows:
         for context in self._browser.contexts:
             context.close()
         if self.network_errors_expected:
-            self._errors = [e for e in self._errors if not e.startswith(_NETWORK_ERROR)]
+            self._errors = [e for e in self._errors if not e.startswith(_NETWORK_ERRORS)]
         assert not self._errors, f"the console says: {self._errors}"
 
 

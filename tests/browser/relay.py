@@ -42,6 +42,9 @@ class Relay:
         self.streams: list[CarriedStream] = []
         self.sockets_opened = 0
         self._bytes_max: int | None = None
+        self._answer: bytes | None = None
+        self._swallowing = threading.Event()
+        self._deafening = threading.Event()
         self._flowing = threading.Event()
         self._flowing.set()
         self._sockets: set[socket.socket] = set()
@@ -56,7 +59,18 @@ class Relay:
         """Requests for a stream wait here from now on."""
         self._flowing.clear()
 
+    def swallow(self) -> None:
+        """From now on nothing arrives, in either direction, and nothing is closed."""
+        self._flowing.clear()
+        self._swallowing.set()
+
+    def hold_answers(self) -> None:
+        """What the hub says gets lost; requests still arrive."""
+        self._deafening.set()
+
     def release(self) -> None:
+        self._swallowing.clear()
+        self._deafening.clear()
         self._flowing.set()
 
     def cut(self) -> None:
@@ -64,6 +78,10 @@ class Relay:
         for stream in self.streams:
             for end in stream.sockets:
                 _shut(end)
+
+    def answer_next_stream(self, answer: bytes) -> None:
+        """In the place of the hub, which is not asked."""
+        self._answer = answer
 
     def cut_next_after(self, bytes_max: int) -> None:
         """Breaks the next stream, and only that, in the middle of its answer."""
@@ -118,7 +136,13 @@ class Relay:
                     carried.append(stream)
                     self.streams.append(stream)
                     self._flowing.wait()
-                hub.sendall(data)
+                    if self._answer is not None:
+                        browser.sendall(self._answer)
+                        self._answer = None
+                        break
+                if not self._swallowing.is_set():
+                    hub.sendall(data)
+        _shut(browser)
         _shut(hub)
 
     def _downward(
@@ -126,6 +150,8 @@ class Relay:
     ) -> None:
         with contextlib.suppress(OSError):
             while data := hub.recv(_CHUNK_BYTES):
+                if self._swallowing.is_set() or self._deafening.is_set():
+                    continue
                 if carried:
                     stream = carried[-1]
                     if stream.bytes_max is not None:

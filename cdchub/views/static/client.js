@@ -194,8 +194,8 @@ export function foldRoom(room, frame) {
   switch (frame.type) {
     case "joined":
       return { ...room, joined: true, members: [...frame.members].sort() };
-    case "lost":
-      return { ...room, joined: false };
+    case "status":
+      return { ...room, joined: room.joined && frame.joined };
     case "members":
       return { ...room, members: [...frame.members].sort() };
     case "user-joined":
@@ -344,7 +344,6 @@ class Feed {
     this.isLive = false;
     // A snapshot that was cut is taken again from its start.
     this.collecting = null;
-    this.deliver();
   }
 
   refuse(message) {
@@ -419,9 +418,12 @@ class Room {
     return this.state.joined ? "live" : this.position ? "reconnecting" : "connecting";
   }
 
-  get reason() {
-    if (this.error !== null || this.status !== "closed") return this.error;
-    return this.connection.error ?? "Chat needs a WebSocket, and something on the way blocks it.";
+  /** What tabs are told with everything else. */
+  get told() {
+    const { status, connection } = this;
+    const blocked = "Chat needs a WebSocket, and something on the way blocks it.";
+    const error = status === "closed" ? (this.error ?? connection.error ?? blocked) : null;
+    return { status, error, userId: connection.userId };
   }
 
   join() {
@@ -441,15 +443,14 @@ class Room {
   take(frame) {
     const isFirst = this.position === null;
     if (frame.position) this.position = frame.position;
-    else if (frame.lsn > 0 && this.position && frame.lsn > lsnOf(this.position)) {
+    else if (frame.type.startsWith("message") && this.position && frame.lsn > lsnOf(this.position)) {
       this.position = `${epochOf(this.position)}:${frame.lsn}`;
     }
-    if (frame.type === "heartbeat") return;
+    if (frame.type === "heartbeat" || frame.type === "caught-up") return;
     if (frame.type === "error" && frame.id === `join ${this.name}`) {
       if (PASSING.has(frame.code)) setTimeout(() => this.join(), frame.retryAfterMs ?? BACKOFF_BASE_MS);
       else this.error = frame.message;
-      this.tell({ type: "status" });
-      return;
+      return this.tellStatus();
     }
     if (frame.type === "reset") {
       this.connection.say({ type: "history", room: this.name, limit: 50, id: ANEW });
@@ -473,7 +474,11 @@ class Room {
 
   lost() {
     this.historyDue = 0;
-    this.take({ type: "lost" });
+    this.state = { ...this.state, joined: false };
+  }
+
+  tellStatus() {
+    this.tell({ type: "status", joined: this.state.joined });
   }
 
   refresh() {
@@ -490,11 +495,9 @@ class Room {
     if (seat.isBehind) attached.isStale = true;
     else if (attached.isStale) {
       attached.isStale = false;
-      const { state, status, reason } = this;
-      const { userId } = this.connection;
-      seat.post({ op: "room", handle, state, userId, status, error: reason }, state.messages.length);
+      seat.post({ op: "room", handle, state: this.state, ...this.told }, this.state.messages.length);
     } else {
-      seat.post({ op: "frame", handle, frame, status: this.status, error: this.reason }, 1);
+      seat.post({ op: "frame", handle, frame, ...this.told }, 1);
     }
   }
 }
@@ -506,16 +509,16 @@ const beforeOf = (message) =>
 // The connection, at the holder.
 
 class Connection {
-  /** @param {string} base where /cdc is, with a slash at its end */
-  constructor(base, user) {
+  /** @param {string} base where /cdc is, with a slash at its end @param {() => void} changed */
+  constructor(base, user, changed = () => {}) {
     this.base = base;
     this.user = user;
+    this.changed = changed;
     this.userId = null;
     /** @type {Map<string, Feed>} */
     this.feeds = new Map();
     /** @type {Map<string, Room>} */
     this.rooms = new Map();
-    this.watchers = new Set();
     /** @type {Status} */
     this.status = "connecting";
     this.error = null;
@@ -525,7 +528,6 @@ class Connection {
     // WebSockets that ended before the hub had said a word.
     this.socketsBlocked = 0;
     this.nextKind = "websocket";
-    soon(() => this.wake());
   }
 
   /** Somebody wants it now: tries at once, or looks whether the connection still lives. */
@@ -552,12 +554,8 @@ class Connection {
    */
   down(transport, { heard, retryAfterMs = 0, tooMany = false, lasting = null }) {
     if (transport !== this.transport) return;
-    this.letGo();
-    if (lasting !== null) {
-      this.become("closed", lasting);
-      return;
-    }
-    this.become(this.status === "connecting" ? "connecting" : "reconnecting");
+    if (lasting !== null) return this.letGo("closed", lasting);
+    this.letGo(this.status === "connecting" ? "connecting" : "reconnecting");
     if (transport.kind === "websocket") this.socketsBlocked = heard ? 0 : this.socketsBlocked + 1;
     const isBlocked = transport.kind === "websocket" && this.socketsBlocked >= 2;
     this.nextKind = isBlocked ? "sse" : "websocket";
@@ -566,26 +564,36 @@ class Connection {
     this.timer = setTimeout(() => this.open(), retryAfterMs + wait_ms);
   }
 
-  letGo() {
+  /** Ends what is connected. The positions stay. */
+  letGo(status, error = null) {
     clearTimeout(this.timer);
-    const { transport } = this;
+    this.transport?.close();
     this.transport = null;
-    transport?.close();
     for (const each of [...this.feeds.values(), ...this.rooms.values()]) each.lost();
-  }
-
-  /** Nobody looks: the positions stay. */
-  rest() {
-    this.letGo();
-    this.become("connecting");
+    this.become(status, error);
   }
 
   become(status, error = null) {
     this.status = status;
     this.error = error;
     for (const feed of this.feeds.values()) feed.deliver();
-    for (const room of this.rooms.values()) room.tell({ type: "status" });
-    for (const watch of this.watchers) watch();
+    for (const room of this.rooms.values()) room.tellStatus();
+    this.changed();
+  }
+
+  newSocket() {
+    const url = new URL("ws", this.base);
+    url.protocol = url.protocol.replace("http", "ws");
+    if (this.user) url.searchParams.set("user", this.user);
+    return new WebSocket(url, [SUBPROTOCOL]);
+  }
+
+  /** From event streams to a WebSocket, which gets through after all. */
+  moveUp() {
+    this.socketsBlocked = 0;
+    this.nextKind = "websocket";
+    this.letGo("reconnecting");
+    this.open();
   }
 
   say(frame) {
@@ -645,10 +653,7 @@ class SocketTransport {
     this.awaited = new Map(); // sub → id of the request that its feed waits for
     this.isHeard = false;
     this.retryAfterMs = 0;
-    const url = new URL("ws", connection.base);
-    url.protocol = url.protocol.replace("http", "ws");
-    if (connection.user) url.searchParams.set("user", connection.user);
-    this.socket = new WebSocket(url, [SUBPROTOCOL]);
+    this.socket = connection.newSocket();
     this.socket.onmessage = (event) => this.take(JSON.parse(event.data));
     this.socket.onclose = ({ code }) => this.ended(code);
     this.watch(FIRST_HEARTBEAT_S);
@@ -769,6 +774,7 @@ class SocketTransport {
 
   connectLater(feed, retryAfterMs) {
     feed.lost();
+    feed.deliver();
     setTimeout(
       () => {
         const { feeds, transport } = this.connection;
@@ -837,6 +843,7 @@ class EventTransport {
     /** @type {Set<EventStream>} */
     this.streams = new Set();
     this.isClosed = false;
+    this.socket = null;
     this.arrangeSoon();
   }
 
@@ -875,6 +882,14 @@ class EventTransport {
     this.streams = kept;
     for (const group of missing) kept.add(new EventStream(this, group));
     if (!wanted.length) this.connection.up();
+    this.trySocket();
+  }
+
+  /** Sockets may have failed because no hub was there at the time. */
+  trySocket() {
+    if (this.socket || this.connection.status !== "live") return;
+    this.socket = this.connection.newSocket();
+    this.socket.onmessage = () => this.connection.moveUp();
   }
 
   /** Tells the hub's lasting refusals, which an EventSource can't see, from a lost connection. */
@@ -904,11 +919,14 @@ class EventTransport {
         this.streams.delete(stream);
       }
     }
+    this.socket = null;
     this.arrangeSoon();
   }
 
   close() {
     this.isClosed = true;
+    if (this.socket) this.socket.onmessage = null;
+    this.socket?.close();
     for (const stream of this.streams) stream.close();
   }
 }
@@ -988,10 +1006,9 @@ class Holder {
   constructor(base) {
     this.base = base;
     this.seats = new Set();
-    this.main = new Connection(base, null);
+    this.main = new Connection(base, null, () => this.seats.forEach((seat) => seat.tellConnection()));
     this.others = new Map(); // user → connection, where tabs chat under several names
     this.timer = null;
-    this.main.watchers.add(() => this.seats.forEach((seat) => seat.tellConnection()));
   }
 
   /** A tab's end of the line: a MessagePort or a BroadcastChannel. */
@@ -1014,12 +1031,19 @@ class Holder {
     if (user === null || this.main.user === user) return this.main;
     if (this.main.user === null) {
       // Nobody has said yet who they are: what is connected comes back under this name.
-      this.main.user = user;
-      this.main.rest();
-      soon(() => this.main.wake());
-      return this.main;
+      const { main } = this;
+      main.user = user;
+      main.userId = null;
+      if (main.transport) {
+        main.letGo("connecting");
+        main.open();
+      }
+      return main;
     }
-    if (!this.others.has(user)) this.others.set(user, new Connection(this.base, user));
+    if (!this.others.has(user)) {
+      this.others.set(user, new Connection(this.base, user));
+      this.others.get(user).open();
+    }
     return this.others.get(user);
   }
 
@@ -1027,7 +1051,7 @@ class Holder {
   settle() {
     for (const [user, connection] of this.others) {
       if (!connection.rooms.size) {
-        connection.letGo();
+        connection.letGo("closed");
         this.others.delete(user);
       }
     }
@@ -1038,7 +1062,7 @@ class Holder {
 
   rest() {
     // Who is in a room is present there, also while they don't look.
-    for (const connection of this.connections) if (!connection.rooms.size) connection.rest();
+    for (const connection of this.connections) if (!connection.rooms.size) connection.letGo("connecting");
   }
 }
 
@@ -1076,6 +1100,8 @@ class Seat {
     const { handle } = message;
     switch (message.op) {
       case "hello":
+        // The last word of a tab's greeting: by now it is known who is there, and for what.
+        this.holder.main.wake();
         this.tellConnection();
         // Granted when the tab that has it is gone, however it went.
         if (message.lock) navigator.locks.request(message.lock, () => this.leave());
@@ -1263,16 +1289,16 @@ class Link {
       if (port !== this.port) return;
       // A holder that is new, perhaps after another one that is gone: everything is said again.
       this.isWelcome = true;
+      for (const [handle, { hello }] of this.attached) this.post({ ...hello(), handle });
       this.post({ op: "hello", lock: this.lock });
       if (this.isPaused) this.post({ op: "pause" });
-      for (const [handle, { hello }] of this.attached) this.post({ ...hello(), handle });
       return;
     }
     if (message.op === "connection") {
-      this.status = message.status;
-      this.error = message.error;
-      this.transport = message.transport;
-      tell(this.watchers, this.status, this.error);
+      const { status, error, transport } = message;
+      const isNew = status !== this.status || error !== this.error;
+      Object.assign(this, { status, error, transport });
+      if (isNew) tell(this.watchers, status, error);
       return;
     }
     this.attached.get(message.handle)?.heard(message);
@@ -1557,8 +1583,8 @@ export function room(name, { history = 50, user, url } = {}) {
     const wasJoined = state.joined;
     if (message.op === "room") {
       state = message.state;
-      userId = message.userId ?? userId;
     } else take(message.frame);
+    userId = message.userId ?? userId;
     if (message.status !== status || message.error !== error) {
       ({ status, error } = message);
       tell(statusWatchers, status, error);
