@@ -138,6 +138,21 @@ def test_what_a_tab_asked_for_ends_with_it(hub: HubProcess, windows: Windows, en
     wait_for_titles(first, ["a"])
 
 
+def test_a_worker_that_dies_is_replaced(hub: HubProcess, windows: Windows) -> None:
+    pages = tabs(windows, hub.url, 2)
+    browser = pages[0].context.browser
+    assert browser is not None
+    devtools = browser.new_browser_cdp_session()
+    targets = devtools.send("Target.getTargets")["targetInfos"]
+    (worker,) = [each["targetId"] for each in targets if each["type"] == "shared_worker"]
+    devtools.send("Target.closeTarget", {"targetId": worker})
+    insert(hub.database, "a")
+    for page in pages:
+        wait_for_titles(page, ["a"])
+        wait_live(page)
+    wait_for_streams(hub, {"ws": 1})
+
+
 def test_a_hidden_tab_is_not_fed_and_comes_back_where_it_was(hub: HubProcess, windows: Windows) -> None:
     page, other = tabs(windows, hub.url, 2)
     page.clock.install()

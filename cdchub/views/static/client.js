@@ -43,6 +43,8 @@ const RECENT_MAX = 1_000;
 const IN_FLIGHT_MAX = 10_000;
 // Messages of a room that the holder remembers for tabs that join later.
 const ROOM_MESSAGES_MAX = 500;
+// How long who closed a tab is still in its rooms; the hub gives as long when a connection ends.
+const RELOAD_MS = 10_000;
 // How long an edit may outlive the request that made it, waiting for its own change.
 const EDIT_LINGERS_MS = 5_000;
 // How long a transaction waits to be shown, where its last change belongs to another table.
@@ -638,7 +640,7 @@ class Connection {
   }
 
   leave(room) {
-    this.rooms.delete(room.name);
+    if (!this.rooms.delete(room.name)) return;
     this.say({ type: "leave", room: room.name });
   }
 }
@@ -1003,8 +1005,10 @@ class EventStream {
 // The holder and its seats.
 
 class Holder {
-  constructor(base) {
+  /** @param {string | null} [lock] one that ends with this holder, where tabs can't tell otherwise */
+  constructor(base, lock = null) {
     this.base = base;
+    this.lock = lock;
     this.seats = new Set();
     this.main = new Connection(base, null, () => this.seats.forEach((seat) => seat.tellConnection()));
     this.others = new Map(); // user → connection, where tabs chat under several names
@@ -1074,7 +1078,7 @@ class Seat {
     this.isPaused = false;
     this.inFlight = 0;
     port.onmessage = ({ data }) => this.take(data);
-    port.postMessage({ op: "welcome" });
+    port.postMessage({ op: "welcome", lock: holder.lock });
   }
 
   get isBehind() {
@@ -1126,9 +1130,10 @@ class Seat {
       }
       case "say":
         return this.attached.get(handle)?.room.connection.say(message.frame);
-      case "detach":
-        this.detach(handle);
-        return this.holder.settle();
+      case "detach": {
+        const room = this.detach(handle);
+        return room && this.leaveRoom(room);
+      }
       case "done":
         this.inFlight -= message.weight;
         return this.bring();
@@ -1157,17 +1162,27 @@ class Seat {
 
   detach(handle) {
     const attached = this.attached.get(handle);
-    if (!attached) return;
+    if (!attached) return null;
     this.attached.delete(handle);
     const { feed, room } = attached;
     (feed ?? room).attached.delete(attached);
     if (feed && !feed.attached.size) feed.connection.drop(feed);
-    if (room && !room.attached.size) room.connection.leave(room);
+    return room;
   }
 
+  leaveRoom(room) {
+    if (room.attached.size) return;
+    room.connection.leave(room);
+    this.holder.settle();
+  }
+
+  /** The tab is gone, perhaps to come back: a reload of a page is no departure. */
   leave() {
     if (!this.holder.seats.delete(this)) return;
-    for (const handle of [...this.attached.keys()]) this.detach(handle);
+    for (const handle of [...this.attached.keys()]) {
+      const room = this.detach(handle);
+      if (room) setTimeout(() => this.leaveRoom(room), RELOAD_MS);
+    }
     this.port.onmessage = null;
     this.port.close();
     this.holder.settle();
@@ -1198,29 +1213,16 @@ class Link {
     this.error = null;
     this.transport = null;
     this.watchers = new Set();
-    this.tab = Array.from(crypto.getRandomValues(new Uint32Array(3)), (n) => n.toString(36)).join("");
-    this.lock = null;
+    this.tab = newId();
     this.hidden = null;
-    this.ready = this.takeLock();
+    // Ends with this tab, which tells the holder.
+    this.ready = lockForLife(`${WORKER_NAME} tab ${this.tab}`);
     this.share();
     document.addEventListener("visibilitychange", () => this.look());
     for (const name of ["online", "offline"]) addEventListener(name, () => this.post({ op: "probe" }));
     addEventListener("pagehide", () => this.post({ op: "bye" }));
     addEventListener("pageshow", (event) => event.persisted && this.share());
     this.look();
-  }
-
-  /** A lock that ends with this tab tells the holder when it has. */
-  takeLock() {
-    if (!navigator.locks) return Promise.resolve();
-    return new Promise((taken) => {
-      const name = `${WORKER_NAME} tab ${this.tab}`;
-      navigator.locks.request(name, () => {
-        this.lock = name;
-        taken();
-        return new Promise(() => {});
-      });
-    });
   }
 
   share() {
@@ -1285,12 +1287,16 @@ class Link {
   async take(message) {
     if (message.op === "welcome") {
       const { port } = this;
-      await this.ready;
+      const lock = await this.ready;
       if (port !== this.port) return;
+      if (message.lock) {
+        // Granted when the worker has died: its port says nothing.
+        navigator.locks.request(message.lock, () => port === this.port && this.share());
+      }
       // A holder that is new, perhaps after another one that is gone: everything is said again.
       this.isWelcome = true;
       for (const [handle, { hello }] of this.attached) this.post({ ...hello(), handle });
-      this.post({ op: "hello", lock: this.lock });
+      this.post({ op: "hello", lock });
       if (this.isPaused) this.post({ op: "pause" });
       return;
     }
@@ -1333,6 +1339,17 @@ class Link {
     this.isPaused = true;
     this.post({ op: "pause" });
   }
+}
+
+/** Takes a lock and keeps it. Resolves to its name, or to null where there are no locks. */
+function lockForLife(name) {
+  if (!navigator.locks) return Promise.resolve(null);
+  return new Promise((taken) => {
+    navigator.locks.request(name, () => {
+      taken(name);
+      return new Promise(() => {});
+    });
+  });
 }
 
 /** Calls everyone, also after one of them has thrown; that error is reported as an uncaught one. */
@@ -1743,6 +1760,7 @@ export function connection({ url } = {}) {
 
 // As the SharedWorker of such pages, and not where somebody's own worker imports this file.
 if (typeof SharedWorkerGlobalScope !== "undefined" && globalThis.name === WORKER_NAME) {
-  const holder = new Holder(new URL(".", import.meta.url).href);
-  globalThis.onconnect = ({ ports: [port] }) => holder.accept(port);
+  const base = new URL(".", import.meta.url).href;
+  const holder = lockForLife(`${WORKER_NAME} holder ${newId()}`).then((lock) => new Holder(base, lock));
+  globalThis.onconnect = async ({ ports: [port] }) => (await holder).accept(port);
 }
