@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page
 
-from tests.browser.client_page import WITHOUT, library, tab
+from tests.browser.client_page import WITHOUT, library, tab, use
 from tests.browser.conftest import Windows
 from tests.browser.relay import Relay
 from tests.harness import HubProcess, make_database, run_sql, wait_for
@@ -186,6 +186,28 @@ def test_tabs_of_one_browser_are_one_member(chat: HubProcess, windows: Windows) 
     join(second, "bob", name="other")
     wait_for_members(first, "ann", "bob")
     assert second.evaluate("other.room.userId") == "bob"
+
+
+@pytest.mark.parametrize("tabs", [1, 2])
+def test_a_reload_is_no_departure(chat: HubProcess, windows: Windows, tabs: int) -> None:
+    ann, bob = library(windows, chat.url), library(windows, chat.url)
+    join(bob, "bob")
+    join(ann, "ann")
+    if tabs == 2:
+        # The connection outlives the reload.
+        tab(ann.context, chat.url).evaluate(
+            "() => { window.kept = lib.collection({ table: 'messages' }); }"
+        )
+    wait_for_members(bob, "ann", "bob")
+    bob.evaluate("lobby.states.length = 0")
+    use(ann, chat.url)
+    join(ann, "ann")
+    send(ann, "again here")
+    wait_for_texts(bob, "again here")
+    members = bob.evaluate("lobby.states.map((state) => state.members.join())")
+    assert set(members) == {"ann,bob"}
+    ann.evaluate("lobby.room.close()")
+    wait_for_members(bob, "bob")
 
 
 def test_typing_is_told_and_forgotten(chat: HubProcess, windows: Windows) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -135,6 +138,21 @@ def test_what_a_tab_asked_for_ends_with_it(hub: HubProcess, windows: Windows, en
     wait_for_titles(first, ["a"])
 
 
+def test_a_worker_that_dies_is_replaced(hub: HubProcess, windows: Windows) -> None:
+    pages = tabs(windows, hub.url, 2)
+    browser = pages[0].context.browser
+    assert browser is not None
+    devtools = browser.new_browser_cdp_session()
+    targets = devtools.send("Target.getTargets")["targetInfos"]
+    (worker,) = [each["targetId"] for each in targets if each["type"] == "shared_worker"]
+    devtools.send("Target.closeTarget", {"targetId": worker})
+    insert(hub.database, "a")
+    for page in pages:
+        wait_for_titles(page, ["a"])
+        wait_live(page)
+    wait_for_streams(hub, {"ws": 1})
+
+
 def test_a_hidden_tab_is_not_fed_and_comes_back_where_it_was(hub: HubProcess, windows: Windows) -> None:
     page, other = tabs(windows, hub.url, 2)
     page.clock.install()
@@ -190,3 +208,47 @@ def test_a_tab_that_comes_back_from_the_page_cache_is_live(hub: HubProcess, wind
     page.evaluate("dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true }))")
     insert(hub.database, "a")
     wait_for_titles(page, ["a"])
+
+
+_APPLICATION = """
+import contextlib, sys
+import uvicorn
+from starlette.applications import Starlette
+from starlette.responses import HTMLResponse
+from starlette.routing import Mount, Route
+from cdchub import Hub
+
+hub = Hub(sys.argv[1])
+
+@contextlib.asynccontextmanager
+async def lifespan(app):
+    async with hub:
+        yield
+
+async def page(request):
+    return HTMLResponse('<!doctype html><link rel="icon" href="data:,"><title>an application</title>')
+
+routes = [Route("/", page), Mount("/live", hub.asgi())]
+uvicorn.run(Starlette(routes=routes, lifespan=lifespan), port=0)
+"""
+
+
+def test_a_hub_under_a_prefix(database: Path, windows: Windows) -> None:
+    program = [sys.executable, "-c", _APPLICATION, str(database)]
+    with subprocess.Popen(program, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            said = iter(process.stderr.readline, "")
+            url = next(found[0] for line in said if (found := re.search(r"http://\S+:\d+", line)))
+            page = windows.open(url)
+            page.evaluate("async () => { window.lib = await import('/live/cdc/client.js'); }")
+            collect(page)
+            insert(database, "a")
+            wait_for_titles(page, ["a"])
+            # Told where the hub is, as by a page that has the library from elsewhere.
+            collect(page, "told", url="live/cdc")
+            wait_for_titles(page, ["a"], "told")
+            assert page.evaluate("lib.connection().transport") == "websocket"
+        finally:
+            process.terminate()
+            process.communicate()

@@ -43,6 +43,8 @@ const RECENT_MAX = 1_000;
 const IN_FLIGHT_MAX = 10_000;
 // Messages of a room that the holder remembers for tabs that join later.
 const ROOM_MESSAGES_MAX = 500;
+// How long who closed a tab is still in its rooms; the hub gives as long when a connection ends.
+const RELOAD_MS = 10_000;
 // How long an edit may outlive the request that made it, waiting for its own change.
 const EDIT_LINGERS_MS = 5_000;
 // How long a transaction waits to be shown, where its last change belongs to another table.
@@ -194,8 +196,8 @@ export function foldRoom(room, frame) {
   switch (frame.type) {
     case "joined":
       return { ...room, joined: true, members: [...frame.members].sort() };
-    case "lost":
-      return { ...room, joined: false };
+    case "status":
+      return { ...room, joined: room.joined && frame.joined };
     case "members":
       return { ...room, members: [...frame.members].sort() };
     case "user-joined":
@@ -344,7 +346,6 @@ class Feed {
     this.isLive = false;
     // A snapshot that was cut is taken again from its start.
     this.collecting = null;
-    this.deliver();
   }
 
   refuse(message) {
@@ -451,8 +452,7 @@ class Room {
     if (frame.type === "error" && frame.id === `join ${this.name}`) {
       if (PASSING.has(frame.code)) setTimeout(() => this.join(), frame.retryAfterMs ?? BACKOFF_BASE_MS);
       else this.error = frame.message;
-      this.tell({ type: "status" });
-      return;
+      return this.tellStatus();
     }
     if (frame.type === "reset") {
       this.connection.say({ type: "history", room: this.name, limit: 50, id: ANEW });
@@ -476,7 +476,11 @@ class Room {
 
   lost() {
     this.historyDue = 0;
-    this.take({ type: "lost" });
+    this.state = { ...this.state, joined: false };
+  }
+
+  tellStatus() {
+    this.tell({ type: "status", joined: this.state.joined });
   }
 
   refresh() {
@@ -507,16 +511,16 @@ const beforeOf = (message) =>
 // The connection, at the holder.
 
 class Connection {
-  /** @param {string} base where /cdc is, with a slash at its end */
-  constructor(base, user) {
+  /** @param {string} base where /cdc is, with a slash at its end @param {() => void} changed */
+  constructor(base, user, changed = () => {}) {
     this.base = base;
     this.user = user;
+    this.changed = changed;
     this.userId = null;
     /** @type {Map<string, Feed>} */
     this.feeds = new Map();
     /** @type {Map<string, Room>} */
     this.rooms = new Map();
-    this.watchers = new Set();
     /** @type {Status} */
     this.status = "connecting";
     this.error = null;
@@ -552,12 +556,8 @@ class Connection {
    */
   down(transport, { heard, retryAfterMs = 0, tooMany = false, lasting = null }) {
     if (transport !== this.transport) return;
-    this.letGo();
-    if (lasting !== null) {
-      this.become("closed", lasting);
-      return;
-    }
-    this.become(this.status === "connecting" ? "connecting" : "reconnecting");
+    if (lasting !== null) return this.letGo("closed", lasting);
+    this.letGo(this.status === "connecting" ? "connecting" : "reconnecting");
     if (transport.kind === "websocket") this.socketsBlocked = heard ? 0 : this.socketsBlocked + 1;
     const isBlocked = transport.kind === "websocket" && this.socketsBlocked >= 2;
     this.nextKind = isBlocked ? "sse" : "websocket";
@@ -566,26 +566,21 @@ class Connection {
     this.timer = setTimeout(() => this.open(), retryAfterMs + wait_ms);
   }
 
-  letGo() {
+  /** Ends what is connected. The positions stay. */
+  letGo(status, error = null) {
     clearTimeout(this.timer);
-    const { transport } = this;
+    this.transport?.close();
     this.transport = null;
-    transport?.close();
     for (const each of [...this.feeds.values(), ...this.rooms.values()]) each.lost();
-  }
-
-  /** Nobody looks: the positions stay. */
-  rest() {
-    this.letGo();
-    this.become("connecting");
+    this.become(status, error);
   }
 
   become(status, error = null) {
     this.status = status;
     this.error = error;
     for (const feed of this.feeds.values()) feed.deliver();
-    for (const room of this.rooms.values()) room.tell({ type: "status" });
-    for (const watch of this.watchers) watch();
+    for (const room of this.rooms.values()) room.tellStatus();
+    this.changed();
   }
 
   newSocket() {
@@ -599,7 +594,7 @@ class Connection {
   moveUp() {
     this.socketsBlocked = 0;
     this.nextKind = "websocket";
-    this.letGo();
+    this.letGo("reconnecting");
     this.open();
   }
 
@@ -645,7 +640,7 @@ class Connection {
   }
 
   leave(room) {
-    this.rooms.delete(room.name);
+    if (!this.rooms.delete(room.name)) return;
     this.say({ type: "leave", room: room.name });
   }
 }
@@ -781,6 +776,7 @@ class SocketTransport {
 
   connectLater(feed, retryAfterMs) {
     feed.lost();
+    feed.deliver();
     setTimeout(
       () => {
         const { feeds, transport } = this.connection;
@@ -1009,13 +1005,14 @@ class EventStream {
 // The holder and its seats.
 
 class Holder {
-  constructor(base) {
+  /** @param {string | null} [lock] one that ends with this holder, where tabs can't tell otherwise */
+  constructor(base, lock = null) {
     this.base = base;
+    this.lock = lock;
     this.seats = new Set();
-    this.main = new Connection(base, null);
+    this.main = new Connection(base, null, () => this.seats.forEach((seat) => seat.tellConnection()));
     this.others = new Map(); // user → connection, where tabs chat under several names
     this.timer = null;
-    this.main.watchers.add(() => this.seats.forEach((seat) => seat.tellConnection()));
   }
 
   /** A tab's end of the line: a MessagePort or a BroadcastChannel. */
@@ -1042,7 +1039,7 @@ class Holder {
       main.user = user;
       main.userId = null;
       if (main.transport) {
-        main.rest();
+        main.letGo("connecting");
         main.open();
       }
       return main;
@@ -1058,7 +1055,7 @@ class Holder {
   settle() {
     for (const [user, connection] of this.others) {
       if (!connection.rooms.size) {
-        connection.letGo();
+        connection.letGo("closed");
         this.others.delete(user);
       }
     }
@@ -1069,7 +1066,7 @@ class Holder {
 
   rest() {
     // Who is in a room is present there, also while they don't look.
-    for (const connection of this.connections) if (!connection.rooms.size) connection.rest();
+    for (const connection of this.connections) if (!connection.rooms.size) connection.letGo("connecting");
   }
 }
 
@@ -1081,7 +1078,7 @@ class Seat {
     this.isPaused = false;
     this.inFlight = 0;
     port.onmessage = ({ data }) => this.take(data);
-    port.postMessage({ op: "welcome" });
+    port.postMessage({ op: "welcome", lock: holder.lock });
   }
 
   get isBehind() {
@@ -1133,9 +1130,10 @@ class Seat {
       }
       case "say":
         return this.attached.get(handle)?.room.connection.say(message.frame);
-      case "detach":
-        this.detach(handle);
-        return this.holder.settle();
+      case "detach": {
+        const room = this.detach(handle);
+        return room && this.leaveRoom(room);
+      }
       case "done":
         this.inFlight -= message.weight;
         return this.bring();
@@ -1164,17 +1162,27 @@ class Seat {
 
   detach(handle) {
     const attached = this.attached.get(handle);
-    if (!attached) return;
+    if (!attached) return null;
     this.attached.delete(handle);
     const { feed, room } = attached;
     (feed ?? room).attached.delete(attached);
     if (feed && !feed.attached.size) feed.connection.drop(feed);
-    if (room && !room.attached.size) room.connection.leave(room);
+    return room;
   }
 
+  leaveRoom(room) {
+    if (room.attached.size) return;
+    room.connection.leave(room);
+    this.holder.settle();
+  }
+
+  /** The tab is gone, perhaps to come back: a reload of a page is no departure. */
   leave() {
     if (!this.holder.seats.delete(this)) return;
-    for (const handle of [...this.attached.keys()]) this.detach(handle);
+    for (const handle of [...this.attached.keys()]) {
+      const room = this.detach(handle);
+      if (room) setTimeout(() => this.leaveRoom(room), RELOAD_MS);
+    }
     this.port.onmessage = null;
     this.port.close();
     this.holder.settle();
@@ -1205,29 +1213,16 @@ class Link {
     this.error = null;
     this.transport = null;
     this.watchers = new Set();
-    this.tab = Array.from(crypto.getRandomValues(new Uint32Array(3)), (n) => n.toString(36)).join("");
-    this.lock = null;
+    this.tab = newId();
     this.hidden = null;
-    this.ready = this.takeLock();
+    // Ends with this tab, which tells the holder.
+    this.ready = lockForLife(`${WORKER_NAME} tab ${this.tab}`);
     this.share();
     document.addEventListener("visibilitychange", () => this.look());
     for (const name of ["online", "offline"]) addEventListener(name, () => this.post({ op: "probe" }));
     addEventListener("pagehide", () => this.post({ op: "bye" }));
     addEventListener("pageshow", (event) => event.persisted && this.share());
     this.look();
-  }
-
-  /** A lock that ends with this tab tells the holder when it has. */
-  takeLock() {
-    if (!navigator.locks) return Promise.resolve();
-    return new Promise((taken) => {
-      const name = `${WORKER_NAME} tab ${this.tab}`;
-      navigator.locks.request(name, () => {
-        this.lock = name;
-        taken();
-        return new Promise(() => {});
-      });
-    });
   }
 
   share() {
@@ -1292,12 +1287,16 @@ class Link {
   async take(message) {
     if (message.op === "welcome") {
       const { port } = this;
-      await this.ready;
+      const lock = await this.ready;
       if (port !== this.port) return;
+      if (message.lock) {
+        // Granted when the worker has died: its port says nothing.
+        navigator.locks.request(message.lock, () => port === this.port && this.share());
+      }
       // A holder that is new, perhaps after another one that is gone: everything is said again.
       this.isWelcome = true;
       for (const [handle, { hello }] of this.attached) this.post({ ...hello(), handle });
-      this.post({ op: "hello", lock: this.lock });
+      this.post({ op: "hello", lock });
       if (this.isPaused) this.post({ op: "pause" });
       return;
     }
@@ -1340,6 +1339,17 @@ class Link {
     this.isPaused = true;
     this.post({ op: "pause" });
   }
+}
+
+/** Takes a lock and keeps it. Resolves to its name, or to null where there are no locks. */
+function lockForLife(name) {
+  if (!navigator.locks) return Promise.resolve(null);
+  return new Promise((taken) => {
+    navigator.locks.request(name, () => {
+      taken(name);
+      return new Promise(() => {});
+    });
+  });
 }
 
 /** Calls everyone, also after one of them has thrown; that error is reported as an uncaught one. */
@@ -1750,6 +1760,7 @@ export function connection({ url } = {}) {
 
 // As the SharedWorker of such pages, and not where somebody's own worker imports this file.
 if (typeof SharedWorkerGlobalScope !== "undefined" && globalThis.name === WORKER_NAME) {
-  const holder = new Holder(new URL(".", import.meta.url).href);
-  globalThis.onconnect = ({ ports: [port] }) => holder.accept(port);
+  const base = new URL(".", import.meta.url).href;
+  const holder = lockForLife(`${WORKER_NAME} holder ${newId()}`).then((lock) => new Holder(base, lock));
+  globalThis.onconnect = async ({ ports: [port] }) => (await holder).accept(port);
 }
