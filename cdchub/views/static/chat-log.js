@@ -77,7 +77,8 @@ export class MessageLog {
 
     const anchor = this.isPinned ? null : this.anchor();
     this.place(items);
-    if (anchor?.isConnected) this.scroller.scrollTop += anchor.offsetTop - this.anchorTop;
+    const kept = anchor && this.shown.get(anchor.key)?.element;
+    if (kept) this.scroller.scrollTop += bottomOf(kept) - anchor.bottom;
     else if (this.isPinned) this.toEnd();
 
     const isReady = room.isLoaded;
@@ -123,11 +124,14 @@ export class MessageLog {
 
   // The place.
 
+  /** The first message that one can see, and where it ends. */
   anchor() {
     const top = this.scroller.scrollTop;
-    const anchor = [...this.list.children].find((each) => each.offsetTop + each.offsetHeight > top);
-    this.anchorTop = anchor?.offsetTop;
-    return anchor;
+    // Not a line between messages: those come and go.
+    const messages = [...this.list.querySelectorAll(".message")];
+    const element = messages.find((each) => bottomOf(each) > top);
+    const found = [...this.shown].find(([, shown]) => shown.element === element);
+    return found && { key: found[0], bottom: bottomOf(element) };
   }
 
   toEnd() {
@@ -180,6 +184,8 @@ export class MessageLog {
   }
 }
 
+const bottomOf = (element) => element.offsetTop + element.offsetHeight;
+
 // What is shown, in order.
 
 function itemsOf(messages, start, marker) {
@@ -187,7 +193,7 @@ function itemsOf(messages, start, marker) {
   let previous = messages[start - 1] ?? null;
   let day = null;
   for (const message of messages.slice(start)) {
-    const at = message.timestamp === null ? null : new Date(message.timestamp);
+    const at = message.timestamp ? new Date(message.timestamp) : null;
     const itsDay = at?.toDateString() ?? day;
     const isNewDay = itsDay !== day;
     if (isNewDay) items.push({ key: `day ${message.messageId}`, text: dayFormat.format(at) });

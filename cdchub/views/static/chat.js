@@ -98,15 +98,20 @@ function moved(room) {
 function show() {
   const { line, state } = front;
   const isClosed = line.status === "closed";
-  const reason = (line.error ?? "the room is closed").replace(/`([^`]*)`/g, "“$1”");
   $("notice").hidden = !isClosed;
-  setText($("notice"), isClosed ? `There is no chat here: ${reason}.`.replace(/\.\.$/, ".") : "");
-  $("conversation").hidden = isClosed;
+  setText($("notice"), isClosed ? `There is no chat here: ${reasonOf(line)}` : "");
+  $("conversation").hidden = isClosed && !front.isLoaded;
   if (line.status === "live" && front.problem === OFFLINE) refuse(ONLINE_AGAIN);
   setText($("you"), line.userId ?? user);
   setText($("typing"), typingText(state.typing));
   showMembers(state.members, line.userId);
   showRooms();
+}
+
+/** Why a room is closed, as a sentence. */
+function reasonOf({ error }) {
+  const reason = (error ?? "the room is closed").replace(/`([^`]*)`/g, "“$1”");
+  return /[.!?]$/.test(reason) ? reason : `${reason}.`;
 }
 
 function showMembers(members, self) {
@@ -271,7 +276,7 @@ async function send() {
     return;
   }
   if (room.line.status !== "live") {
-    refuse(OFFLINE);
+    refuse(room.line.status === "closed" ? `Not sent: ${reasonOf(room.line)}` : OFFLINE);
     return;
   }
   refuse("");
