@@ -29,9 +29,7 @@ from tests.test_disk_faults import full, small_disk
 pytestmark = pytest.mark.needs("chromium")
 
 
-def test_a_restart_while_chatting_loses_and_repeats_nothing(
-    demo: HubProcess, windows: Windows
-) -> None:
+def test_a_restart_while_chatting_loses_and_repeats_nothing(demo: HubProcess, windows: Windows) -> None:
     windows.network_errors_expected = True
     ann, bob = (enter(windows, demo.url, name) for name in ("ann", "bob"))
     said = []
@@ -167,7 +165,9 @@ def test_a_message_of_a_room_that_went_behind_is_in_its_draft(windows: Windows) 
                 expect(ann.get_by_role("heading", name="help")).to_be_visible()
                 expect(box(ann)).to_have_value("")
                 expect(problem(ann)).to_have_text("")
-                ann.wait_for_function("() => document.getElementById('status').dataset.status === 'live'")
+                ann.wait_for_function(
+                    "() => document.getElementById('status').dataset.status === 'live'"
+                )
                 room_link(ann, "lobby").click()
                 expect(box(ann)).to_have_value(long.strip())
                 expect(problem(ann)).to_have_text(re.compile("^Not sent: .*full"))

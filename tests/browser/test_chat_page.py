@@ -106,8 +106,10 @@ def to_top(page: Page) -> float:
 
 def place_of(page: Page, text: str) -> float:
     """Where a message ends in the window."""
-    ends: float = texts(page).get_by_text(text, exact=True).evaluate(
-        "(element) => element.getBoundingClientRect().bottom"
+    ends: float = (
+        texts(page)
+        .get_by_text(text, exact=True)
+        .evaluate("(element) => element.getBoundingClientRect().bottom")
     )
     return ends
 
@@ -146,7 +148,9 @@ def test_messages_are_grouped_by_author_and_day(demo: HubProcess, windows: Windo
     expect(items.nth(0)).to_have_text("Tuesday, 14 November 2023")
     expect(items.nth(3)).to_have_text("Friday, 17 November 2023")
     heads = page.locator("#messages .head:not(.visually-hidden)")
-    expect(heads).to_have_text([re.compile("^eve 22:13"), re.compile("^eve 05:46"), re.compile("^bob 05:47")])
+    expect(heads).to_have_text(
+        [re.compile("^eve 22:13"), re.compile("^eve 05:46"), re.compile("^bob 05:47")]
+    )
     # Those without a visible head have an author for screen readers all the same.
     expect(message(page, "m1").locator(".author")).to_have_text("eve")
 

@@ -129,7 +129,10 @@ def test_a_long_message_is_folded(demo: HubProcess, windows: Windows) -> None:
 
 
 def test_a_phone_shows_it_all(demo: HubProcess, windows: Windows) -> None:
-    put(demo.database, ["w" * 300, "A sentence of many words. " * 20, "https://example.org/" + "z" * 300])
+    put(
+        demo.database,
+        ["w" * 300, "A sentence of many words. " * 20, "https://example.org/" + "z" * 300],
+    )
     put(demo.database, ["other"], room="r" * 100)
     enter(windows, demo.url, "n" * 64)
     page = enter(windows, demo.url, "ann", **PHONE)
