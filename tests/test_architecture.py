@@ -94,8 +94,26 @@ PUBLIC = {
     },
     "cdchub.log": {"LogReader", "LogWriter", "Replica", "Ring"},
     "cdchub.sse": {"Event", "EventParser", "SseFramer", "StreamEndpoint"},
-    "cdchub.views": {"FIRST_TODOS", "SCHEMA", "TodoApi", "client_library", "error_page", "routes"},
-    "cdchub.ws": {"SCHEMA", "TABLE", "USER", "Messages", "Rooms", "WebSocketEndpoint"},
+    "cdchub.views": {
+        "SCHEMA",
+        "DashboardApi",
+        "TodoApi",
+        "client_library",
+        "error_page",
+        "local_time_zone",
+        "past",
+        "routes",
+        "simulate",
+    },
+    "cdchub.ws": {
+        "SCHEMA",
+        "TABLE",
+        "USER",
+        "Messages",
+        "Rooms",
+        "WebSocketEndpoint",
+        "refuse_unauthorized",
+    },
 }
 
 MODULES = sorted(

@@ -73,6 +73,19 @@ def test_a_new_todo_is_stored_last_and_streamed(api: HubProcess) -> None:
     assert rows == [["milk", 0, "integer"], ["eggs", 0, "integer"]]
 
 
+def test_a_deleted_todo_can_come_back_as_it_was(api: HubProcess) -> None:
+    first, second, third = (add(api, title) for title in ("milk", "eggs", "salt"))
+    api.send_json("PATCH", f"/api/todos/{second['id']}", {"completed": True})
+    assert api.request("DELETE", f"/api/todos/{second['id']}").status == 200
+    back = add(api, "eggs", id=second["id"], completed=True, position=second["position"])
+    assert (back["id"], back["completed"], back["position"]) == (second["id"], True, 1)
+    assert listed(api) == [first, back, third]
+    assert add(api, "above all", position=-1)["position"] == -1
+    assert [todo["title"] for todo in listed(api)] == ["above all", "milk", "eggs", "salt"]
+    # NULL is what the position is when it is not given.
+    assert add(api, "last", position=None)["position"] == 3
+
+
 def test_the_order_is_position_then_age_then_id(api: HubProcess) -> None:
     run_sql(
         api.database,
@@ -102,6 +115,13 @@ def test_the_order_is_position_then_age_then_id(api: HubProcess) -> None:
         (b'{"title":["a"]}', "title"),
         (b'{"title":"%s"}' % (b"x" * 201), "title"),
         (b'{"title":"\\ud800"}', None),
+        (b'{"title":"a","completed":2}', "completed"),
+        (b'{"title":"a","completed":null}', "completed"),
+        (b'{"title":"a","position":"3"}', "position"),
+        (b'{"title":"a","position":1.5}', "position"),
+        (b'{"title":"a","position":true}', "position"),
+        (b'{"title":"a","position":1e30}', "position"),
+        (b'{"title":"a","position":9007199254740992}', "position"),
         (b'{"title":"a","id":7}', "id"),
         (b'{"title":"a","id":""}', "id"),
         (b'{"title":"a","id":"%s"}' % (b"x" * 100_000), "id"),
@@ -237,6 +257,15 @@ def test_reorder_wants_all_ids_once(api: HubProcess) -> None:
         assert (answer.status, answer.code) == (400, "validation_failed"), bad
         assert answer.json()["errors"]
     assert [todo["id"] for todo in listed(api)] == ids
+
+
+def test_reorder_leaves_a_todo_without_an_id_alone(api: HubProcess) -> None:
+    # A TEXT primary key may be NULL in SQLite; it can't be named in the list of ids.
+    ids = [add(api, f"todo {n}")["id"] for n in range(2)]
+    run_sql(api.database, "INSERT INTO todos VALUES (NULL, 'nameless', 0, 7, 0, 0)")
+    assert api.send_json("POST", "/api/todos/reorder", {"ids": ids[::-1]}).status == 200
+    assert [todo["id"] for todo in listed(api)] == [*ids[::-1], None]
+    assert listed(api)[2]["position"] == 7
 
 
 def test_clear_completed(api: HubProcess) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
+import contextlib
 import logging
 import socket
 import sys
 import time
-import uuid
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import uvloop
 
@@ -27,6 +30,10 @@ from cdchub.version import __version__
 logger = logging.getLogger("cdchub")
 
 DEMO_DATABASE = "cdchub-demo.db"
+# About a day of simulated traffic: a demo that is forgotten must not fill a disk.
+DEMO_LOG_BYTES = 64 * 2**20
+# The first week of every demo is the same.
+_DEMO_SEED = 7
 _TABLES_NAMED_MAX = 8
 
 
@@ -35,7 +42,8 @@ def run(options: argparse.Namespace) -> int:
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
     )
     if options.command == "demo":
-        config = Config(http=HttpConfig(port=options.port)).checked()
+        log = LogConfig(retain_bytes=DEMO_LOG_BYTES)
+        config = Config(log=log, http=HttpConfig(port=options.port)).checked()
         listener = bind(config.http, stall_s=config.stream.stall_s)
         create_demo(Path(DEMO_DATABASE))
         hub = Hub(DEMO_DATABASE, driver="apsw", config=config, exclusive=True)
@@ -54,18 +62,43 @@ def run(options: argparse.Namespace) -> int:
             exclusive=True,
         )
     with listener:
-        uvloop.run(_serve(hub, listener, demo=options.command == "demo"))
+        if options.command == "demo":
+            uvloop.run(_serve_demo(hub, listener, quiet=options.quiet))
+        else:
+            uvloop.run(_serve(hub, listener))
     return 0
 
 
-async def _serve(hub: Hub, listener: socket.socket, *, demo: bool) -> None:
+async def _serve(hub: Hub, listener: socket.socket) -> None:
+    async with hub:
+        logger.info("%s", start_line(hub, url_of(listener)))
+        await serve(hub, listener)
+
+
+async def _serve_demo(hub: Hub, listener: socket.socket, *, quiet: bool) -> None:
     async with hub:
         url = url_of(listener)
         logger.info("%s", start_line(hub, url))
-        if demo:
-            logger.info("open %s/todos in two windows; then, in another shell:", url)
-            logger.info("sqlite3 %s \"UPDATE todos SET title = title || '!'\"", DEMO_DATABASE)
-        await serve(hub, listener)
+        logger.info("open %s/todos in two windows; then, in another shell:", url)
+        logger.info("sqlite3 %s \"UPDATE todos SET title = title || '!'\"", DEMO_DATABASE)
+        if quiet:
+            await serve(hub, listener)
+            return
+        logger.info("watch simulated visitors at %s/dashboard (--quiet: none)", url)
+        async with _traffic(hub):
+            await serve(hub, listener)
+
+
+@contextlib.asynccontextmanager
+async def _traffic(hub: Hub) -> AsyncIterator[None]:
+    """The simulator, as long as the block."""
+    task = asyncio.create_task(views.simulate(hub.writer, Random()), name="cdchub-traffic")
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
 
 
 def start_line(hub: Hub, url: str) -> str:
@@ -157,7 +190,7 @@ def create_messages(database: str) -> None:
 
 
 def create_demo(path: Path) -> None:
-    """Creates the demo's database if it isn't there, with a few todos to play with."""
+    """Creates the demo's database if it isn't there, with a week of which the pages can tell."""
     new = not path.exists()
     path.touch()
     connection = open_source(source_paths(path))
@@ -165,11 +198,9 @@ def create_demo(path: Path) -> None:
         connection.pragma("journal_mode", "wal")
         with write_transaction(connection):
             connection.execute(views.SCHEMA)
-            now_ms = time.time_ns() // 1_000_000
-            for position, title in enumerate(views.FIRST_TODOS if new else ()):
-                connection.execute(
-                    "INSERT INTO todos VALUES (?, ?, 0, ?, ?, ?)",
-                    (str(uuid.uuid4()), title, position, now_ms, now_ms),
-                )
+            if new:
+                now_ms = time.time_ns() // 1_000_000
+                for sql, parameters in views.past(now_ms, Random(_DEMO_SEED)):
+                    connection.execute(sql, parameters)
     finally:
         connection.close()

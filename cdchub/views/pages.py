@@ -11,6 +11,7 @@ from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from cdchub.views.dashboard import DashboardApi
 from cdchub.views.todos import TodoApi
 
 STATIC = Path(__file__).parent / "static"
@@ -24,10 +25,12 @@ _HEADERS = {
 }
 
 
-def routes(todos: TodoApi) -> Sequence[BaseRoute]:
+def routes(todos: TodoApi, dashboard: DashboardApi) -> Sequence[BaseRoute]:
     return [
         Route("/", _page("index.html")),
         Route("/todos", _page("todos.html")),
+        Route("/dashboard", _page("dashboard.html")),
+        Route("/api/dashboard", dashboard.settings),
         Route("/chat", _page("chat.html")),
         Route("/console", _page("console.html")),
         Route("/api/todos", todos.collection, methods=["GET", "POST"]),

@@ -12,9 +12,3 @@ CREATE TABLE IF NOT EXISTS sessions(
 CREATE TABLE IF NOT EXISTS messages(
     id TEXT PRIMARY KEY, room TEXT, user_id TEXT, content TEXT, created_at INTEGER);
 """
-
-FIRST_TODOS = (
-    "Open this page in a second window",
-    "Change something there and watch it here",
-    "Add a todo with the sqlite3 shell",
-)

@@ -25,6 +25,7 @@ from cdchub.writing import SourceWriter
 
 TITLE_CHARS_MAX = 200
 ID_CHARS_MAX = 64
+POSITION_MAX = 2**53 - 1  # what JavaScript counts exactly
 COLUMNS = ("id", "title", "completed", "position", "created_at", "updated_at")
 _SELECT = f"SELECT {', '.join(COLUMNS)} FROM todos"
 
@@ -48,7 +49,7 @@ class TodoApi:
         return f"The table todos lacks {', '.join(lacking)}." if lacking else None
 
     async def collection(self, request: Request) -> Response:
-        """`GET` lists, `POST` adds."""
+        """`GET` lists, `POST` adds: last and not completed, unless the body has its own place."""
         self._require_table()
         if request.method != "POST":
             rows = await self._writer.query(f"{_SELECT} ORDER BY position, created_at, id")
@@ -57,12 +58,14 @@ class TodoApi:
         title = _title(body)
         now_ms = _now_ms()
         identity = _identity(body)
+        completed = _flag(body.get("completed", False))
+        position = _position(body)
         async with self._writer.transaction() as tx:
             rows = await tx.execute(
                 "INSERT INTO todos(id, title, completed, position, created_at, updated_at)"
-                " VALUES (?, ?, 0, coalesce((SELECT max(position) + 1 FROM todos), 0), ?, ?)"
+                " VALUES (?, ?, ?, coalesce(?, (SELECT max(position) + 1 FROM todos), 0), ?, ?)"
                 f" RETURNING {', '.join(COLUMNS)}",
-                (identity, title, now_ms, now_ms),
+                (identity, title, completed, position, now_ms, now_ms),
             )
         return _answer(request, _todo(rows[0]), 201)
 
@@ -100,7 +103,9 @@ class TodoApi:
             raise ValidationFailed({"ids": "Send the ids of all todos, in order"})
         now_ms = _now_ms()
         async with self._writer.transaction() as tx:
-            have = {row[0] for row in await tx.execute("SELECT id FROM todos")}
+            # A NULL id, which SQLite allows, can't be named; such a todo keeps its position.
+            rows = await tx.execute("SELECT id FROM todos WHERE id IS NOT NULL")
+            have = {row[0] for row in rows}
             if len(ids) != len(set(ids)) or set(ids) != have:
                 raise ValidationFailed({"ids": "These are not the ids of all todos; load them again"})
             for position, identity in enumerate(ids):
@@ -190,6 +195,14 @@ def _identity(body: Mapping[str, Any]) -> str:
     if not isinstance(identity, str) or not 1 <= len(identity) <= ID_CHARS_MAX:
         raise ValidationFailed({"id": f"An id has 1 to {ID_CHARS_MAX} characters"})
     return identity
+
+
+def _position(body: Mapping[str, Any]) -> int | None:
+    """Where a todo comes back to that somebody deleted by mistake; None is the end."""
+    position = body.get("position")
+    if position is None or (type(position) is int and abs(position) <= POSITION_MAX):
+        return position
+    raise ValidationFailed({"position": "position is a whole number"})
 
 
 def _flag(value: object) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
+from tests.browser import dashboard_page
 from tests.browser.relay import Relay
 from tests.harness import PATIENCE_S, HubProcess
 
@@ -103,3 +104,20 @@ def relay(demo: HubProcess) -> Iterator[Relay]:
     """The way to `demo` for a test that holds or cuts its streams."""
     with Relay(demo.port) as carrier:
         yield carrier
+
+
+@pytest.fixture
+def zone(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The time zone of `shop`, where it is about noon."""
+    name = dashboard_page.noon_zone()
+    monkeypatch.setenv("TZ", name)
+    return name
+
+
+@pytest.fixture
+def shop(zone: str, tmp_path: Path) -> Iterator[HubProcess]:
+    """`cdchub demo --quiet` with the week of `dashboard_page.fill`."""
+    database = tmp_path / "cdchub-demo.db"
+    with HubProcess(database, command=["demo", "--quiet"], cwd=tmp_path) as process:
+        dashboard_page.fill(database)
+        yield process

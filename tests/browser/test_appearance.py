@@ -7,10 +7,11 @@ import re
 import pytest
 from playwright.sync_api import Page, expect
 
+from cdchub.views.pages import STATIC
 from tests.browser.conftest import Windows
 from tests.browser.relay import Relay
-from tests.browser.todo_page import add_box, problem, put, titles
-from tests.harness import HubProcess
+from tests.browser.todo_page import add_box, problem, put, titles, wait_until_still
+from tests.harness import HubProcess, run_sql
 
 pytestmark = pytest.mark.needs("chromium")
 
@@ -44,6 +45,68 @@ def tone(page: Page) -> str:
     if green > red and green > blue:
         return "green"
     return "orange" if red > green > blue else colour
+
+
+def test_all_pages_have_the_same_header() -> None:
+    headers = {}
+    for page in sorted(STATIC.glob("*.html")):
+        found = re.search(r'<header class="site">.*?</header>', page.read_text(), re.DOTALL)
+        assert found, f"{page.name} has no header"
+        headers[page.name] = found[0].replace(' aria-current="page"', "")
+        # Each names itself, and only itself.
+        assert found[0].count("aria-current") == 1
+        current = re.search(r'href="/(\w*)" aria-current', found[0])
+        assert current
+        assert (current[1] or "index") == page.stem
+    assert len(headers) >= 2
+    assert len(set(headers.values())) == 1
+
+
+# How the todo page moves.
+
+_NOTE_ANIMATIONS = """() => {
+  window.animations = [];
+  const animate = Element.prototype.animate;
+  Element.prototype.animate = function (frames, options) {
+    const row = this.closest(".todo");
+    if (row) animations.push([row.querySelector(".title").textContent, options.duration, frames]);
+    return animate.call(this, frames, options);
+  };
+}"""
+
+
+def test_rows_glide_to_their_places(demo: HubProcess, windows: Windows) -> None:
+    put(demo.database, "milk", "bread", "eggs")
+    page = windows.open_live(f"{demo.url}/todos")
+    expect(page.get_by_role("main")).to_have_css("width", "600px")
+    page.evaluate(_NOTE_ANIMATIONS)
+    run_sql(demo.database, "UPDATE todos SET position = 9 WHERE title = 'milk'")
+    expect(titles(page)).to_have_text(["bread", "eggs", "milk"])
+    noted = page.evaluate("animations")
+    assert {title for title, _, _ in noted} == {"milk", "bread", "eggs"}
+    assert {duration for _, duration, _ in noted} == {200}
+    wait_until_still(page)
+    page.evaluate("animations.length = 0")
+    run_sql(demo.database, "DELETE FROM todos WHERE title = 'eggs'")
+    run_sql(demo.database, "INSERT INTO todos VALUES ('s', 'salt', 0, 10, 0, 0)")
+    expect(titles(page)).to_have_text(["bread", "milk", "salt"])
+    noted = page.evaluate("animations")
+    assert {title for title, _, _ in noted} == {"eggs", "milk", "salt"}
+    assert {duration for _, duration, _ in noted} == {200}
+    # What has slid out is gone.
+    expect(page.locator(".ghost")).to_have_count(0)
+
+
+def test_nothing_moves_for_who_wants_it_still(demo: HubProcess, windows: Windows) -> None:
+    put(demo.database, "milk", "bread")
+    page = windows.open_live(f"{demo.url}/todos", reduced_motion="reduce")
+    page.evaluate(_NOTE_ANIMATIONS)
+    run_sql(demo.database, "UPDATE todos SET position = 9 WHERE title = 'milk'")
+    run_sql(demo.database, "INSERT INTO todos VALUES ('s', 'salt', 0, 10, 0, 0)")
+    run_sql(demo.database, "DELETE FROM todos WHERE title = 'bread'")
+    expect(titles(page)).to_have_text(["milk", "salt"])
+    assert page.evaluate("animations") == []
+    assert page.evaluate("document.getAnimations()") == []
 
 
 @pytest.mark.parametrize("width", [390, 1440])

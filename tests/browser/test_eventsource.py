@@ -20,6 +20,7 @@ from tests.harness import HubProcess, make_database, run_sql, wait_for
 
 pytestmark = pytest.mark.needs("chromium")
 
+STILL = "/healthz"  # a page without a stream of its own
 _OPEN = """(query) => {
   const source = new EventSource(`/cdc/stream?${query}`);
   window.noted = [];
@@ -76,7 +77,7 @@ def test_a_restart_of_the_hub_loses_and_repeats_nothing(
     quick_hub: HubProcess, windows: Windows, end: Callable[[HubProcess], object]
 ) -> None:
     windows.network_errors_expected = True
-    page = windows.open(quick_hub.url)
+    page = windows.open(quick_hub.url + STILL)
     open_source(page, "table=todos")
     wait_for(lambda: noted(page, "caught-up"), "the stream to be live")
     insert(quick_hub.database, 1, 20)
@@ -101,7 +102,7 @@ def test_the_first_reconnect_has_a_position_before_any_change(
     insert(quick_hub.database, 1, 3)
     quick_hub.wait_for_lsn(3)
     position = quick_hub.head()
-    page = windows.open(carrier.url)
+    page = windows.open(carrier.url + STILL)
     open_source(page, "table=todos")
     wait_for(lambda: noted(page, "caught-up"), "the stream to be live")
     carrier.hold()
@@ -117,7 +118,7 @@ def test_a_heartbeat_moves_the_id_and_fires_nothing(
     quick_hub: HubProcess, carrier: Relay, windows: Windows
 ) -> None:
     windows.network_errors_expected = True
-    page = windows.open(carrier.url)
+    page = windows.open(carrier.url + STILL)
     open_source(page, "table=todos")
     wait_for(lambda: noted(page, "caught-up"), "the stream to be live")
     insert(quick_hub.database, 1, 40, "others")
@@ -148,7 +149,7 @@ def test_a_snapshot_that_was_cut_is_taken_again_from_its_start(
         "INSERT INTO todos SELECT printf('%04d', i), 'n' FROM n",
     )
     quick_hub.wait_for_lsn(500)
-    page = windows.open(carrier.url)
+    page = windows.open(carrier.url + STILL)
     carrier.cut_next_after(20_000)
     open_source(page, "table=todos&snapshot=1")
     wait_for(lambda: noted(page, "caught-up"), "the snapshot to be complete")
@@ -172,6 +173,6 @@ def test_a_snapshot_that_was_cut_is_taken_again_from_its_start(
 
 def test_a_lasting_refusal_closes_for_good(hub: HubProcess, windows: Windows) -> None:
     windows.network_errors_expected = True
-    page = windows.open(hub.url)
+    page = windows.open(hub.url + STILL)
     page.evaluate("window.source = new EventSource('/cdc/stream?table=nothing_of_the_kind')")
     page.wait_for_function("source.readyState === EventSource.CLOSED")

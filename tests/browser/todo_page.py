@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Locator, Page
+from playwright.sync_api import Locator, Page, Route, expect
 
-from tests.harness import PATIENCE_S, HubProcess, run_sql
+from tests.harness import PATIENCE_S, HubProcess, run_sql, wait_for
 
 ADD_BOX = "What needs to be done?"
 
@@ -30,6 +31,20 @@ def put(database: Path, *todos: str | dict[str, Any]) -> None:
         f"INSERT INTO todos SELECT {fields}, 1 FROM json_each(?)",
         parameters=[json.dumps(rows)],
     )
+
+
+def hold(on_their_way: list[Route]) -> Callable[[Route], None]:
+    """A route's handler: requests stay on their way until the test lets them go, or loses them."""
+
+    def handler(route: Route) -> None:
+        on_their_way.append(route)
+
+    return handler
+
+
+def wait_for_requests(page: Page, on_their_way: list[Route], count: int = 1) -> None:
+    # Playwright hands requests over while the test talks to the page.
+    wait_for(lambda: page.evaluate("true") and len(on_their_way) == count, f"request {count}")
 
 
 def sqlite3_shell(database: Path, sql: str) -> str:
@@ -53,6 +68,11 @@ def stored_titles(hub: HubProcess) -> list[str]:
     return [todo["title"] for todo in stored(hub)]
 
 
+def wait_stored(hub: HubProcess, *titles: str) -> None:
+    """What a page shows is stored a moment later."""
+    wait_for(lambda: stored_titles(hub) == list(titles), f"{titles} to be stored")
+
+
 def titles(page: Page) -> Locator:
     """The titles that are shown, from top to bottom."""
     return page.get_by_role("list", name="Todos").locator(".title")
@@ -73,6 +93,38 @@ def delete_button(page: Page, title: str) -> Locator:
 
 def edit_button(page: Page, title: str) -> Locator:
     return page.get_by_role("button", name=f"Edit {title}", exact=True)
+
+
+def undo_button(page: Page) -> Locator:
+    return page.get_by_role("button", name="Undo", exact=True)
+
+
+def handle(page: Page, title: str) -> Locator:
+    return page.get_by_role("button", name=f"Move {title}", exact=True)
+
+
+def wait_until_still(page: Page) -> None:
+    page.evaluate("Promise.allSettled(document.getAnimations().map((each) => each.finished))")
+
+
+def grab(page: Page, title: str) -> None:
+    """Takes a row with the mouse, in the middle; it is held when this returns."""
+    wait_until_still(page)
+    box = row(page, title).bounding_box()
+    assert box is not None
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x, y + 8)
+    expect(row(page, title)).to_have_css("opacity", "0.5")
+
+
+def move_over(page: Page, title: str) -> None:
+    """The pointer goes to the middle of the row that is there now."""
+    wait_until_still(page)
+    box = row(page, title).bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=4)
 
 
 def editor(page: Page) -> Locator:

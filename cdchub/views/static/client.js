@@ -58,6 +58,10 @@ const ANSWER_MS = 5_000;
 const FIRST_HEARTBEAT_S = 4;
 // The hub takes no more filters in one request.
 const FILTERS_MAX = 20;
+// The hub's own bounds, in characters; a longer message could cost the whole connection.
+const USER_CHARS_MAX = 64;
+const ROOM_CHARS_MAX = 128;
+const CONTENT_CHARS_MAX = 16_384;
 const TYPING_REPEAT_MS = 3_000;
 const TYPING_FORGOTTEN_MS = 5_000;
 // Refusals that pass; all others last until the request is another one.
@@ -599,7 +603,7 @@ class Connection {
   }
 
   say(frame) {
-    this.transport?.say?.(frame);
+    this.transport?.say(frame);
   }
 
   /** The feed of a request, a new one if need be. `since`: the tab has its own rows from then. */
@@ -857,6 +861,9 @@ class EventTransport {
     this.arrangeSoon();
   }
 
+  /** A stream only listens: rooms tell that they need a WebSocket. */
+  say() {}
+
   arrangeSoon() {
     if (this.isDue || this.isClosed) return;
     this.isDue = true;
@@ -898,7 +905,7 @@ class EventTransport {
   async explain(stream) {
     const answers = stream.feeds.map(async (feed) => {
       const url = new URL("changes", this.connection.base);
-      url.search = streamQuery([feed.request]);
+      url.search = String(streamQuery([feed.request]));
       url.searchParams.set("since", "now");
       const answer = await fetch(url);
       if (answer.status < 400 || answer.status >= 500 || answer.status === 429) return false;
@@ -940,7 +947,7 @@ class EventStream {
     this.feeds = feeds;
     this.snapshot = null;
     const url = new URL("stream", transport.connection.base);
-    url.search = streamQuery(feeds.map((feed) => feed.request));
+    url.search = String(streamQuery(feeds.map((feed) => feed.request)));
     url.searchParams.set("snapshot", "1");
     const since = commonPosition(feeds.map((feed) => feed.position));
     if (since !== null) url.searchParams.set("since", since);
@@ -1307,8 +1314,11 @@ class Link {
       if (isNew) tell(this.watchers, status, error);
       return;
     }
-    this.attached.get(message.handle)?.heard(message);
-    if (message.weight) this.post({ op: "done", weight: message.weight });
+    try {
+      this.attached.get(message.handle)?.heard(message);
+    } finally {
+      if (message.weight) this.post({ op: "done", weight: message.weight });
+    }
   }
 
   /** `hello()` is what a holder is told first, `heard` gets what it answers. */
@@ -1402,6 +1412,7 @@ export function collection({ table, key, initialData, since, where, columns, roo
   let position = since ?? null;
   /** @type {Status} */
   let status = "connecting";
+  /** @type {string | null} */
   let error = null;
   const subscribers = new Set();
   const statusWatchers = new Set();
@@ -1432,8 +1443,7 @@ export function collection({ table, key, initialData, since, where, columns, roo
     if (message.op === "status") return become(message.status, message.error);
     if (message.op === "fill") {
       rows = refill(rows, message.rows, keyOf);
-      const edited = new Set(writes.flatMap((write) => write.edits.map((edit) => edit.key)));
-      for (const each of edited) confirm(writes, each, rows.get(each), { all: true });
+      confirmAll(writes.flatMap((write) => write.edits));
     } else {
       for (const change of message.changes) {
         for (const each of fold(rows, change, keyOf)) confirm(writes, each, rows.get(each));
@@ -1444,6 +1454,11 @@ export function collection({ table, key, initialData, since, where, columns, roo
     loaded = true;
     show({ always });
     if (message.op === "changes") for (const change of message.changes) tell(changeWatchers, change);
+  }
+
+  function confirmAll(edits) {
+    const keys = new Set(edits.map((edit) => edit.key));
+    for (const each of keys) confirm(writes, each, rows.get(each), { all: true });
   }
 
   /** Forgets the writes whose edits are all confirmed. */
@@ -1478,6 +1493,10 @@ export function collection({ table, key, initialData, since, where, columns, roo
     show();
     try {
       const answer = await send();
+      // For an edit that changes nothing no change may come.
+      confirmAll(write.edits);
+      settle();
+      show();
       linger(write);
       return answer;
     } catch (failure) {
@@ -1486,6 +1505,7 @@ export function collection({ table, key, initialData, since, where, columns, roo
     }
   }
 
+  /** @param {Row} row @param {() => any} send */
   async function insert(row, send) {
     if (key === undefined) throw new TypeError("collection: insert needs the option key");
     return optimistic([{ key: JSON.parse(keyOf(row)), row }], send);
@@ -1567,10 +1587,17 @@ function watch(runs, run, ...words) {
  * @param {string} [options.url] where `/cdc` is
  */
 export function room(name, { history = 50, user, url } = {}) {
+  if (!name || [...name].length > ROOM_CHARS_MAX) {
+    throw new RangeError(`room: a name has 1 to ${ROOM_CHARS_MAX} characters`);
+  }
+  if (user !== undefined && (!user || [...user].length > USER_CHARS_MAX)) {
+    throw new RangeError(`room: user has 1 to ${USER_CHARS_MAX} characters`);
+  }
   let state = EMPTY_ROOM;
   let userId = user ?? null;
   /** @type {Status} */
   let status = "connecting";
+  /** @type {string | null} */
   let error = null;
   let saidTyping = -Infinity;
   const pending = new Map(); // messageId → {message, isStored, resolve, reject}
@@ -1657,7 +1684,13 @@ export function room(name, { history = 50, user, url } = {}) {
     reject(new Error(why));
   }
 
+  /** @param {string} content @returns {Promise<void>} */
   function send(content) {
+    if (!content) return Promise.reject(new Error("There is nothing to send."));
+    if ([...content].length > CONTENT_CHARS_MAX) {
+      const most = CONTENT_CHARS_MAX.toLocaleString("en");
+      return Promise.reject(new Error(`A message has at most ${most} characters.`));
+    }
     const messageId = newId();
     const timestamp = new Date().toISOString();
     const message = { messageId, userId, content, timestamp, lsn: 0, pending: true };
@@ -1671,6 +1704,7 @@ export function room(name, { history = 50, user, url } = {}) {
     });
   }
 
+  /** @returns {Promise<boolean>} */
   function older(limit = 50) {
     if (!state.joined) return Promise.reject(new Error("There is no connection now."));
     const id = newId();
@@ -1759,8 +1793,9 @@ export function connection({ url } = {}) {
 }
 
 // As the SharedWorker of such pages, and not where somebody's own worker imports this file.
-if (typeof SharedWorkerGlobalScope !== "undefined" && globalThis.name === WORKER_NAME) {
+const scope = /** @type {any} */ (globalThis);
+if (scope.SharedWorkerGlobalScope && scope.name === WORKER_NAME) {
   const base = new URL(".", import.meta.url).href;
   const holder = lockForLife(`${WORKER_NAME} holder ${newId()}`).then((lock) => new Holder(base, lock));
-  globalThis.onconnect = async ({ ports: [port] }) => (await holder).accept(port);
+  scope.onconnect = async ({ ports: [port] }) => (await holder).accept(port);
 }

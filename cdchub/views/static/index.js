@@ -1,7 +1,161 @@
-// Fills the examples in with this hub's own address and first table.
-for (const place of document.querySelectorAll(".origin")) place.textContent = location.origin;
-const tables = await fetch("/cdc/tables").then((answer) => (answer.ok ? answer.json() : []));
-if (tables.length > 0) {
-  const name = encodeURIComponent(tables[0].table);
-  for (const place of document.querySelectorAll(".table")) place.textContent = name;
+// The first page: the changes that happen now, and lines to try that fit this very database.
+import { showStatus } from "./status.js";
+
+const CHANGES_SHOWN = 8;
+const VALUE_CHARS_MAX = 60;
+// What each page reads, as its own description has it.
+const PAGES = {
+  todos: { todos: ["title", "completed", "position", "created_at", "updated_at"] },
+  dashboard: { users: [], orders: [], sessions: [] },
+  chat: { messages: ["room", "user_id", "content", "created_at"] },
+};
+
+const feed = document.getElementById("changes");
+
+// The feed is a plain EventSource, as the page tells its readers to use it. A browser has six
+// connections to one host, so a tab that nobody sees gives its own back.
+class Feed {
+  #source = null;
+  #lastId;
+  #run = () => {};
+  #live = false;
+
+  constructor(since) {
+    this.#lastId = since;
+    document.addEventListener("visibilitychange", () => this.#open());
+  }
+
+  onStatus(run) {
+    this.#run = run;
+    run("connecting", null);
+    this.#open();
+    return () => this.#source?.close();
+  }
+
+  #open() {
+    this.#source?.close();
+    if (document.hidden) return;
+    const source = new EventSource(`/cdc/stream?table=*&since=${encodeURIComponent(this.#lastId)}`);
+    this.#source = source;
+    source.onmessage = (event) => {
+      this.#lastId = event.lastEventId;
+      add(JSON.parse(event.data), this.#live);
+    };
+    source.addEventListener("caught-up", () => {
+      this.#live = true;
+      this.#run("live", null);
+    });
+    source.addEventListener("reset", (event) => {
+      this.#lastId = event.lastEventId;
+    });
+    source.onerror = () => {
+      this.#run("reconnecting", null);
+      // It gives up for good on some answers, as a proxy's while the hub restarts.
+      if (source.readyState === EventSource.CLOSED) setTimeout(() => this.#open(), retryMs());
+    };
+  }
 }
+
+const retryMs = () => 3000 * (0.5 + Math.random());
+
+function add(change, isNew) {
+  const row = document.createElement("li");
+  row.classList.toggle("new", isNew);
+  const type = document.createElement("span");
+  type.className = "type";
+  type.dataset.type = change.type;
+  type.textContent = change.type;
+  const what = document.createElement("span");
+  what.className = "what";
+  const table = document.createElement("b");
+  table.textContent = change.table;
+  what.append(table);
+  for (const [name, value] of summary(change)) {
+    const column = document.createElement("i");
+    column.textContent = name;
+    what.append(" ", column, ` ${value}`);
+  }
+  what.title = what.textContent;
+  const time = document.createElement("time");
+  const at = new Date(change.timestamp);
+  time.dateTime = at.toISOString();
+  time.textContent = at.toLocaleTimeString();
+  row.append(type, what, time);
+  feed.prepend(row);
+  if (feed.children.length > CHANGES_SHOWN) feed.lastElementChild.remove();
+}
+
+/** What a person would say of a change: an update's columns that differ, otherwise the row. */
+function summary({ oldValue, newValue, key }) {
+  const row = newValue ?? oldValue ?? key;
+  const names = Object.keys(row).filter((name) => !(name in key));
+  if (!oldValue || !newValue) return names.map((name) => [name, short(row[name])]);
+  return names
+    .map((name) => [name, short(oldValue[name]), short(newValue[name])])
+    .filter(([, before, after]) => before !== after)
+    .map(([name, before, after]) => [name, `${before} → ${after}`]);
+}
+
+function short(value) {
+  const text = typeof value === "string" ? value : JSON.stringify(value);
+  return text.length > VALUE_CHARS_MAX ? `${text.slice(0, VALUE_CHARS_MAX)}…` : text;
+}
+
+function has(tables, wanted) {
+  return Object.entries(wanted).every(([name, columns]) => {
+    const table = tables.find((each) => each.table === name);
+    return table && columns.every((column) => table.columns.some((each) => each.name === column));
+  });
+}
+
+const sqlName = (name) => `"${name.replaceAll('"', '""')}"`;
+
+function shellWord(word) {
+  const plain = word.includes("'") && !/["$`\\!]/.test(word);
+  return plain ? `"${word}"` : `'${word.replaceAll("'", "'\\''")}'`;
+}
+
+/** A change that does no harm: a todo of one's own, else a row that is written as it is. */
+function example(tables) {
+  if (has(tables, PAGES.todos)) {
+    return (
+      "INSERT INTO todos(id, title, position, created_at, updated_at) " +
+      "VALUES (hex(randomblob(8)), 'From the shell', 0, 0, 0)"
+    );
+  }
+  if (tables.length === 0) return "CREATE TABLE notes(id INTEGER PRIMARY KEY, text)";
+  const [name, key] = [tables[0].table, tables[0].key[0]].map(sqlName);
+  return `UPDATE ${name} SET ${key} = ${key} WHERE ${key} = (SELECT max(${key}) FROM ${name})`;
+}
+
+async function get(path) {
+  const answer = await fetch(path);
+  if (!answer.ok) throw new Error(`${path} answered ${answer.status}`);
+  return answer.json();
+}
+
+function describe(tables, status) {
+  for (const place of document.querySelectorAll(".origin")) place.textContent = location.origin;
+  const name = tables.length === 1 ? encodeURIComponent(tables[0].table) : "*";
+  for (const place of document.querySelectorAll(".table")) place.textContent = name;
+  for (const [page, wanted] of Object.entries(PAGES)) {
+    document.getElementById(`has-${page}`).hidden = !has(tables, wanted);
+  }
+  document.getElementById("shell").textContent =
+    `sqlite3 ${shellWord(status.database)} ${shellWord(example(tables))}`;
+}
+
+async function start() {
+  try {
+    const [tables, status] = await Promise.all([get("/cdc/tables"), get("/cdc/status")]);
+    describe(tables, status);
+    // The last few changes, so that there is something to see, and then those that come.
+    const since = Math.max(status.firstLsn - 1, status.headLsn - CHANGES_SHOWN);
+    showStatus(document.getElementById("status"), new Feed(`${status.epoch}:${since}`));
+  } catch (error) {
+    console.warn("The hub does not answer; asking again.", error);
+    setTimeout(start, retryMs());
+  }
+}
+
+start();

@@ -1,12 +1,11 @@
-// The todo page. What it shows comes from the change stream only; what it does goes to the API, and
-// comes back through the stream like anybody's change.
-import { liveTable } from "./live.js";
+// The todo page. Whatever one does shows at once and is then sent; what fails is taken back, and the page
+// says why. What others do comes through the change stream.
+import { collection } from "/cdc/client.js";
+import { showStatus } from "./status.js";
+import { inTurn, newId, reorder, request, todoPath } from "./todos-api.js";
+import { TodoList } from "./todos-list.js";
 
-const STATUS_TEXT = {
-  connecting: "Connecting…",
-  live: "Live",
-  reconnecting: "Connection lost. Reconnecting…",
-};
+const UNDO_MS = 8000;
 const EMPTY_TEXT = {
   all: "Nothing to do. Add something above.",
   active: "Nothing left to do.",
@@ -14,225 +13,209 @@ const EMPTY_TEXT = {
 };
 
 const $ = (id) => document.getElementById(id);
-const list = $("todos");
 const titleBox = $("title");
-const addButton = $("add-button");
 const problem = $("problem");
 const filterButtons = [...document.querySelectorAll("[data-filter]")];
 
-let todos = [];
-let loaded = false;
+const live = collection({
+  table: "todos",
+  // The id where there is one, so that a todo of ours is known before the stream tells of it.
+  key: (row, change) => row?.id ?? JSON.stringify(change.key),
+});
 let filter = "all";
-const items = new Map(); // key → <li>. The key and not the id, because ids may be NULL in SQLite.
+let addFailed = null; // {id, typed}: what is back in the box because it could not be added
+const waiting = []; // and what can't be back yet, because something else is in it
 
-const byPosition = (a, b) =>
-  a.position - b.position || a.created_at - b.created_at || (a.id < b.id ? -1 : 1);
+const list = new TodoList($("todos"), { render, toggle, rename, remove, place, refuse });
 
-async function send(method, path, body) {
-  let response;
-  try {
-    response = await fetch(path, {
-      method,
-      headers: { "Content-Type": "application/json", Accept: "application/json" },
-      body: body === undefined ? undefined : JSON.stringify(body),
-    });
-  } catch {
-    throw new Error("The hub can't be reached. Try again later.");
-  }
-  if (response.ok) return;
-  const answer = await response.json().catch(() => ({}));
-  const reasons = Object.values(answer.errors ?? {});
-  throw new Error(reasons.join(" ") || answer.detail || `The hub answered ${response.status}.`);
+/** Says why something did not work; an empty reason takes that back. */
+function refuse(reason) {
+  problem.textContent = reason;
 }
 
-/** Runs an action and shows why it failed, if it does. Says whether it went well. */
+/** Waits for an action and shows why it failed, if it does. Says whether it went well. */
 async function attempt(action) {
   try {
-    await action();
-    problem.textContent = "";
+    await action;
+    refuse("");
     return true;
   } catch (error) {
-    problem.textContent = error.message;
+    refuse(error.message);
     return false;
   }
 }
 
-// The list.
-
-function createItem(id) {
-  const item = document.createElement("li");
-  item.dataset.id = id;
-  const check = document.createElement("input");
-  check.type = "checkbox";
-  check.addEventListener("change", async () => {
-    const wanted = check.checked;
-    const went = await attempt(() => send("PATCH", itemPath(id), { completed: wanted }));
-    if (!went) check.checked = !wanted;
-  });
-  const title = document.createElement("span");
-  title.className = "title";
-  title.addEventListener("dblclick", () => edit(item));
-  const editButton = document.createElement("button");
-  editButton.type = "button";
-  editButton.className = "icon edit";
-  editButton.textContent = "✎";
-  editButton.addEventListener("click", () => edit(item));
-  const deleteButton = document.createElement("button");
-  deleteButton.type = "button";
-  deleteButton.className = "icon delete";
-  deleteButton.textContent = "×";
-  deleteButton.addEventListener("click", () => attempt(() => send("DELETE", itemPath(id))));
-  item.append(check, title, editButton, deleteButton);
-  return item;
+function byPosition(a, b) {
+  const byId = a.id === b.id ? 0 : a.id < b.id ? -1 : 1;
+  return a.position - b.position || a.created_at - b.created_at || byId;
 }
 
-const itemPath = (id) => `/api/todos/${encodeURIComponent(id)}`;
-
-function updateItem(item, todo) {
-  const completed = Boolean(todo.completed);
-  const [check, title, editButton, deleteButton] = ["input", ".title", ".edit", ".delete"].map(
-    (selector) => item.querySelector(selector),
-  );
-  item.classList.toggle("completed", completed);
-  check.checked = completed;
-  check.setAttribute("aria-label", todo.title);
-  if (title.textContent !== todo.title) title.textContent = todo.title;
-  editButton.setAttribute("aria-label", `Edit ${todo.title}`);
-  editButton.title = "Edit";
-  deleteButton.setAttribute("aria-label", `Delete ${todo.title}`);
-  deleteButton.title = "Delete";
-}
-
-function edit(item) {
-  if (item.querySelector(".editor")) return;
-  const title = item.querySelector(".title");
-  const box = document.createElement("input");
-  box.className = "editor";
-  box.maxLength = 200;
-  box.value = title.textContent;
-  box.setAttribute("aria-label", "Title");
-  const before = box.value;
-  let over = false;
-
-  const close = () => {
-    over = true;
-    const hadFocus = document.activeElement === box;
-    box.remove();
-    item.classList.remove("editing");
-    if (hadFocus) item.querySelector(".edit").focus();
-    render(); // The filter may hide it now.
-  };
-  const save = async () => {
-    // Taken off the page with its todo, it still gets a blur; render() has said what happened.
-    if (over || ![...items.values()].includes(item)) return;
-    if (box.value.trim() === before) return close();
-    over = true;
-    if (await attempt(() => send("PATCH", itemPath(item.dataset.id), { title: box.value }))) close();
-    else {
-      // What was typed stays where it is, to be mended or sent again.
-      over = false;
-      box.focus();
-    }
-  };
-  box.addEventListener("keydown", (event) => {
-    // The Enter that ends the input of, say, a Japanese word belongs to that word.
-    if (event.key === "Enter" && !event.isComposing) save();
-    if (event.key === "Escape") {
-      problem.textContent = "";
-      close();
-    }
-  });
-  box.addEventListener("blur", save);
-  item.classList.add("editing");
-  title.after(box);
-  box.focus();
-  box.select();
-}
+const sorted = () => live.data.toSorted(byPosition);
+const find = (id) => live.data.find((todo) => todo.id === id);
 
 function isShown(todo) {
-  if (filter === "all" || Boolean(todo.completed) === (filter === "completed")) return true;
-  // Nobody's editor vanishes because somebody else ticked the todo.
-  return items.get(todo.key)?.classList.contains("editing") ?? false;
+  const fits = filter === "all" || Boolean(todo.completed) === (filter === "completed");
+  return fits || list.keeps(todo);
 }
 
 function render() {
-  const focused = list.contains(document.activeElement) ? document.activeElement : null;
-  const byKeyboard = focused?.matches(":focus-visible");
-  const focusedItem = focused?.closest("li");
-  const before = [...list.children];
-
-  const keys = new Set(todos.map((todo) => todo.key));
-  for (const [key, item] of items) {
-    if (!keys.has(key)) {
-      const typed = item.querySelector(".editor")?.value;
-      if (typed) problem.textContent = `Somebody deleted the todo that you were editing: “${typed}”`;
-      items.delete(key);
-      item.remove();
-    }
+  const todos = sorted();
+  if (addFailed && titleBox.value === addFailed.typed && find(addFailed.id)) {
+    takeFromBox(); // It was stored after all, and the stream told so later.
+    refuse("");
   }
   const shown = todos.filter(isShown);
-  let place = list.firstElementChild;
-  for (const todo of shown) {
-    const item = items.get(todo.key) ?? createItem(todo.id);
-    items.set(todo.key, item);
-    updateItem(item, todo);
-    if (item === focusedItem && item.isConnected) {
-      // Moving a node takes its focus away and ends an edit: here the others make way.
-      while (place !== item) {
-        const next = place.nextElementSibling;
-        list.append(place);
-        place = next;
-      }
-    }
-    if (item === place) place = place.nextElementSibling;
-    else list.insertBefore(item, place);
-  }
-  while (place) {
-    const next = place.nextElementSibling;
-    place.remove();
-    place = next;
-  }
-  if (byKeyboard && !focused.isConnected) focusNear(before, focusedItem);
+  list.show(todos, shown);
   const active = todos.filter((todo) => !todo.completed).length;
-  $("left").textContent = loaded ? `${active} ${active === 1 ? "item" : "items"} left` : "\u00a0";
+  const left = live.loaded ? `${active} ${active === 1 ? "item" : "items"} left` : "\u00a0";
+  if ($("left").textContent !== left) $("left").textContent = left;
   const clear = $("clear");
   if (active === todos.length && clear.matches(":focus-visible")) titleBox.focus();
   clear.hidden = active === todos.length;
-  $("empty").hidden = !loaded || shown.length > 0;
+  $("empty").hidden = !live.loaded || shown.length > 0;
   $("empty").textContent = EMPTY_TEXT[filter];
 }
 
-/** Whoever works with the keyboard goes on where the row was, not at the top of the page. */
-function focusNear(itemsBefore, gone) {
-  const place = itemsBefore.indexOf(gone);
-  const near = [...itemsBefore.slice(place), ...itemsBefore.slice(0, place).reverse()];
-  const item = near.find((each) => each.isConnected);
-  (item?.querySelector("input") ?? titleBox).focus();
+// Adding.
+
+function takeFromBox() {
+  addFailed = waiting.shift() ?? null;
+  titleBox.value = addFailed?.typed ?? "";
+  updateAddButton();
+}
+
+function updateAddButton() {
+  $("add-button").disabled = !titleBox.value.trim();
+}
+
+async function add(typed) {
+  // What is sent once more keeps its id: if it was stored after all, it is not stored twice.
+  const id = addFailed?.typed === typed ? addFailed.id : newId();
+  const now = Date.now();
+  const position = (sorted().at(-1)?.position ?? -1) + 1;
+  const title = typed.trim();
+  const todo = { id, title, completed: 0, position, created_at: now, updated_at: now };
+  takeFromBox();
+  const send = () => inTurn(() => request("POST", "/api/todos", { id, title: typed }));
+  if (await attempt(live.insert(todo, send))) return;
+  if (find(id)) refuse(""); // It was stored after all: only the answer was lost.
+  else if (titleBox.value) {
+    waiting.push({ id, typed });
+    refuse(`${problem.textContent} “${typed}” comes back when the box is free.`);
+  } else {
+    addFailed = { id, typed };
+    titleBox.value = typed;
+    updateAddButton();
+  }
+}
+
+// What one does to a todo.
+
+function toggle(id, completed) {
+  const send = () => inTurn(() => request("PATCH", todoPath(id), { completed }));
+  attempt(live.update(id, { completed: Number(completed) }, send));
+}
+
+async function rename(id, typed) {
+  const send = () => inTurn(() => request("PATCH", todoPath(id), { title: typed }));
+  if (await attempt(live.update(id, { title: typed.trim() }, send))) return;
+  if (!list.editAgain(id, typed)) refuse(`${problem.textContent} You had typed: “${typed}”`);
+}
+
+async function remove(id) {
+  const todo = find(id);
+  const withdraw = offerUndo([todo], `Deleted “${todo.title}”.`);
+  const send = () => inTurn(() => request("DELETE", todoPath(id)));
+  if (!(await attempt(live.delete(id, send)))) withdraw();
+}
+
+async function clearCompleted() {
+  const gone = live.data.filter((todo) => todo.completed);
+  const count = gone.length === 1 ? "1 todo" : `${gone.length} todos`;
+  const withdraw = offerUndo(gone, `Deleted ${count}.`);
+  const edits = gone
+    .filter((todo) => todo.id !== null)
+    .map((todo) => ({ key: todo.id, deleted: true }));
+  const send = () => inTurn(() => request("POST", "/api/todos/clear-completed"));
+  if (!(await attempt(live.optimistic(edits, send)))) withdraw();
+}
+
+/** Stores the order in which the shown todos now are. Those that the filter hides keep their places. */
+function place(shown, moved) {
+  const before = shown.slice(0, shown.indexOf(moved)).findLast((todo) => todo.id !== null);
+  const after = shown.slice(shown.indexOf(moved) + 1).find((todo) => todo.id !== null);
+  const present = sorted().map((todo) => todo.id).filter((id) => id !== null);
+  const ids = present.filter((id) => id !== moved.id);
+  const index = before ? ids.indexOf(before.id) + 1 : after ? ids.indexOf(after.id) : 0;
+  ids.splice(index, 0, moved.id);
+  if (ids.indexOf(moved.id) === present.indexOf(moved.id)) return;
+  const positions = new Map(ids.map((id, position) => [id, position]));
+  const edits = live.data
+    .filter((todo) => todo.id !== null && todo.position !== positions.get(todo.id))
+    .map((todo) => ({ key: todo.id, patch: { position: positions.get(todo.id) } }));
+  $("moved").textContent =
+    `“${moved.title}” is now at place ${shown.indexOf(moved) + 1} of ${shown.length}.`;
+  attempt(live.optimistic(edits, () => inTurn(() => reorder(ids, moved.id))));
+}
+
+// Undo.
+
+let undoable = [];
+let undoTimer = 0;
+
+/** Offers for a while to bring todos back. Returns a function that takes the offer back. */
+function offerUndo(todos, text) {
+  undoable = todos;
+  $("undo-text").textContent = text;
+  $("undo").hidden = false;
+  clearTimeout(undoTimer);
+  undoTimer = setTimeout(function expire() {
+    // Nobody's focus vanishes under their fingers.
+    if ($("undo").matches(":hover, :focus-within")) undoTimer = setTimeout(expire, UNDO_MS);
+    else endUndo();
+  }, UNDO_MS);
+  return () => undoable === todos && endUndo();
+}
+
+function endUndo() {
+  clearTimeout(undoTimer);
+  undoable = [];
+  $("undo").hidden = true;
+}
+
+async function undo() {
+  const todos = undoable.map((todo) => ({ ...todo, id: todo.id ?? newId() }));
+  endUndo();
+  const restored = todos.map((todo) => {
+    const { id, title, position } = todo;
+    const body = { id, title, position, completed: Boolean(todo.completed) };
+    return attempt(live.insert(todo, () => inTurn(() => request("POST", "/api/todos", body))));
+  });
+  render();
+  if (!list.focus(todos[0].id)) filterButtons.find((each) => each.ariaPressed === "true").focus();
+  const went = await Promise.all(restored);
+  const failed = todos.filter((_, index) => !went[index]);
+  if (failed.length > 0) offerUndo(failed, `${failed.length} could not be brought back.`);
 }
 
 // The page around it.
 
-$("add").addEventListener("submit", async (event) => {
+$("add").addEventListener("submit", (event) => {
   event.preventDefault();
-  const typed = titleBox.value;
-  if (!typed.trim()) {
-    problem.textContent = "Title is required";
-    return;
-  }
-  addButton.disabled = true;
-  const went = await attempt(() => send("POST", "/api/todos", { title: typed }));
-  // Whoever typed on meanwhile keeps what they typed.
-  if (went && titleBox.value === typed) titleBox.value = "";
-  updateAddButton();
+  if (titleBox.value.trim()) add(titleBox.value);
+  else refuse("Title is required");
   titleBox.focus();
 });
-
-function updateAddButton() {
-  addButton.disabled = !titleBox.value.trim();
-}
-
 titleBox.addEventListener("input", updateAddButton);
-$("clear").addEventListener("click", () => attempt(() => send("POST", "/api/todos/clear-completed")));
+$("clear").addEventListener("click", clearCompleted);
+$("undo-button").addEventListener("click", undo);
+document.addEventListener("keydown", (event) => {
+  const wanted = (event.ctrlKey || event.metaKey) && !event.shiftKey && event.key === "z";
+  // A text box has an undo of its own.
+  if (!wanted || undoable.length === 0 || event.target.matches(".field")) return;
+  event.preventDefault();
+  undo();
+});
 for (const button of filterButtons) {
   button.addEventListener("click", () => {
     filter = button.dataset.filter;
@@ -241,33 +224,17 @@ for (const button of filterButtons) {
   });
 }
 
-async function start() {
-  updateAddButton();
-  const answer = await fetch("/api/todos").catch(() => null);
-  if (answer?.status === 404) {
-    const { detail } = await answer.json();
-    $("notice").textContent = `${detail} Run “cdchub demo” for a database that has it.`;
-    $("notice").hidden = false;
-    for (const id of ["add", "status", "below", "hint"]) $(id).hidden = true;
-    return;
-  }
-  const live = liveTable({
-    table: "todos",
-    onRows: (rows) => {
-      todos = [...rows].map(([key, row]) => ({ ...row, key })).sort(byPosition);
-      loaded = true;
-      render();
-    },
-    onStatus: (status) => {
-      $("status").dataset.status = status;
-      $("status").textContent = STATUS_TEXT[status];
-    },
-  });
-  addEventListener("pagehide", live.close);
-  addEventListener("pageshow", (event) => {
-    // Back from the browser's page cache: the stream was closed when the page was left.
-    if (event.persisted) location.reload();
-  });
-}
+updateAddButton();
+live.subscribe(render);
+showStatus($("status"), live);
+explainIfMissing();
 
-start();
+async function explainIfMissing() {
+  const answer = await fetch("/api/todos").catch(() => null);
+  if (answer?.status !== 404) return;
+  live.close();
+  const { detail } = await answer.json();
+  $("notice").textContent = `${detail} Run “cdchub demo” for a database that has it.`;
+  $("notice").hidden = false;
+  for (const id of ["add", "status", "empty", "below", "hint"]) $(id).hidden = true;
+}
