@@ -23,10 +23,17 @@ from tests.browser.chat_page import (
     texts,
 )
 from tests.browser.conftest import Windows
-from tests.harness import HubProcess, wait_for
+from tests.harness import HubProcess, run_sql, wait_for
 from tests.test_disk_faults import full, small_disk
 
 pytestmark = pytest.mark.needs("chromium")
+
+
+@pytest.fixture
+def demo(demo: HubProcess) -> HubProcess:
+    """Without what the demo's people have said before."""
+    run_sql(demo.database, "DELETE FROM messages")
+    return demo
 
 
 def test_a_restart_while_chatting_loses_and_repeats_nothing(demo: HubProcess, windows: Windows) -> None:
@@ -95,6 +102,7 @@ def test_a_full_disk_leaves_the_message_in_the_box(windows: Windows) -> None:
     with small_disk(24 * 2**20) as folder:
         database = folder / "cdchub-demo.db"
         with HubProcess(database, command=["demo", "--quiet"], cwd=folder) as hub:
+            run_sql(database, "DELETE FROM messages")
             ann = enter(windows, hub.url, "ann")
             say(ann, "before")
             expect(texts(ann)).to_have_text(["before"])
@@ -150,6 +158,7 @@ def test_a_message_of_a_room_that_went_behind_is_in_its_draft(windows: Windows) 
     with small_disk(24 * 2**20) as folder:
         database = folder / "cdchub-demo.db"
         with HubProcess(database, command=["demo", "--quiet"], cwd=folder) as hub:
+            run_sql(database, "DELETE FROM messages")
             ann = enter(windows, hub.url, "ann")
             long = "for the lobby " * 500
             with full(folder):

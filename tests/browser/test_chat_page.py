@@ -27,6 +27,13 @@ from tests.harness import HubProcess, run_sql, wait_for
 pytestmark = pytest.mark.needs("chromium")
 
 
+@pytest.fixture
+def demo(demo: HubProcess) -> HubProcess:
+    """Without what the demo's people have said before."""
+    run_sql(demo.database, "DELETE FROM messages")
+    return demo
+
+
 # Together.
 
 

@@ -22,10 +22,19 @@ from tests.browser.chat_page import (
     texts,
 )
 from tests.browser.conftest import Windows
+from tests.browser.test_accessibility import assert_accessible
 from tests.browser.test_appearance import PHONE, assert_readable
 from tests.harness import HubProcess, run_sql
 
 pytestmark = pytest.mark.needs("chromium")
+
+
+@pytest.fixture
+def demo(demo: HubProcess) -> HubProcess:
+    """Without what the demo's people have said before."""
+    run_sql(demo.database, "DELETE FROM messages")
+    return demo
+
 
 HOSTILE = (
     "<script>window.hit = 1</script>",
@@ -169,3 +178,28 @@ def test_every_name_is_easy_to_read(demo: HubProcess, windows: Windows, scheme: 
     )
     assert len(colours) == 8, json.dumps(colours)
     assert_readable(page, at_least=60)
+
+
+@pytest.mark.parametrize("device", [{}, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_serious_keeps_anybody_from_chatting(
+    demo: HubProcess, windows: Windows, scheme: str, device: dict[str, object]
+) -> None:
+    put(demo.database, [f"message {n}" for n in range(70)])
+    page = enter(windows, demo.url, "ann", color_scheme=scheme, **device)
+    say(page, "see https://example.org/ and\n" + "x" * 2_000)
+    expect(page.get_by_role("button", name="Show all")).to_be_visible()
+    page.get_by_role("log").evaluate("(log) => log.scrollTo(0, 0)")
+    expect(texts(page)).to_have_count(71)
+    page.get_by_role("log").evaluate("(log) => log.scrollTo(0, 100)")
+    say(enter(windows, demo.url, "bob"), "unread")
+    expect(page.get_by_role("button", name="1 new message")).to_be_visible()
+    say(page, "y" * 17_000)
+    expect(page.locator("#problem")).to_contain_text("Not sent")
+    assert_accessible(page)
+    if device:
+        page.get_by_role("button", name="Rooms").tap()
+        assert_accessible(page)
+    page.get_by_role("button", name="Change name").click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+    assert_accessible(page)

@@ -11,6 +11,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from tests.browser.chat_page import LOST, enter, say
 from tests.browser.conftest import Windows
+from tests.browser.test_accessibility import assert_accessible
 from tests.browser.test_appearance import PHONE, assert_readable
 from tests.harness import HubProcess, beside, run_sql, wait_for
 
@@ -309,3 +310,4 @@ def test_it_is_easy_to_read_also_on_a_phone(demo: HubProcess, windows: Windows, 
     expect(changes(page).filter(has_text="DELETE")).not_to_have_count(0)
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
     assert_readable(page, at_least=40)
+    assert_accessible(page)
