@@ -175,14 +175,15 @@ def test_a_peer_that_says_nothing_after_a_close_frame_is_cut_off(shared: HubProc
 
 def test_a_peer_that_answers_no_ping_is_given_up(big: Path) -> None:
     options = ("--heartbeat", "0.2", "--set", "stream.stall_s=1")
-    with HubProcess(big, *options, program=("-m", "tests.serving")) as hub:
-        with opened(hub) as polite, opened(hub) as silent:
-            silent.ask("subscribe", sub="s", table="t")
-            silent.polite = False
-            while not hub.outcomes("silent"):
-                polite.until("heartbeat")
-            assert silent.close_code() == 1006
-            assert polite.ask("ping")["type"] == "pong"
+    with ExitStack() as stack:
+        hub = stack.enter_context(HubProcess(big, *options, program=("-m", "tests.serving")))
+        polite, silent = (stack.enter_context(opened(hub)) for _ in range(2))
+        silent.ask("subscribe", sub="s", table="t")
+        silent.polite = False
+        while not hub.outcomes("silent"):
+            polite.until("heartbeat")
+        assert silent.close_code() == 1006
+        assert polite.ask("ping")["type"] == "pong"
             assert hub.outcomes("silent") == 1
 
 
