@@ -61,7 +61,6 @@ def run_briefly(*arguments: str) -> subprocess.CompletedProcess[str]:
         ["serve", "DB", "--drain", "nan"],
         ["serve", "DB", "--retain-age", "nan"],
         ["serve", "DB", "--retain-changes", "0"],
-        ["serve", "DB", "--rooms"],
         ["serve", "DB", "--jwt-secret", "x"],
         ["serve", "DB", "--redis", "redis://localhost"],
         ["serve", "DB", "--workers", "2"],
