@@ -184,7 +184,7 @@ def test_a_peer_that_answers_no_ping_is_given_up(big: Path) -> None:
             polite.until("heartbeat")
         assert silent.close_code() == 1006
         assert polite.ask("ping")["type"] == "pong"
-            assert hub.outcomes("silent") == 1
+        assert hub.outcomes("silent") == 1
 
 
 # Peers that don't read.
