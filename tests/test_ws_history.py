@@ -1,4 +1,4 @@
-"""INTERFACE §5, what was said in a room: history, messages by other programs, resuming, faults."""
+"""INTERFACE §5, what was said in a room: history, messages by other programs, resuming."""
 
 from __future__ import annotations
 
@@ -6,19 +6,24 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from cdchub.ws import SCHEMA
-from tests.harness import PATIENCE_S, HubProcess, has_base, make_database, run_sql, wait_for
-from tests.test_disk_faults import full, small_disk
-from tests.ws_client import Message, Peer, error_of, opened
+from tests.harness import PATIENCE_S, HubProcess, make_database, run_sql, wait_for
+from tests.ws_client import Message, Peer, opened
 
 Serving = Callable[..., HubProcess]
 INSERT = "INSERT INTO messages VALUES ('{id}', '{room}', 'prog', '{id}', 1700000000000)"
+
+
+WRITER = (
+    "import sqlite3, sys\n"
+    "db = sqlite3.connect(sys.argv[1], timeout=30, isolation_level=None)\n"
+    "for id in sys.argv[3:]:\n"
+    "    db.execute(\"INSERT INTO messages VALUES (?, ?, 'prog', 'x', 1)\", (id, sys.argv[2]))"
+)
 
 
 def put(hub_or_path: HubProcess | Path, *ids: str, room: str = "r") -> None:
@@ -119,19 +124,7 @@ def test_what_is_said_comes_after_the_history(many: HubProcess) -> None:
     room = f"busy-{random.random()}"
     for burst in range(4):
         names = named(f"{room}-{burst}-", 25)
-        writer = subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                "import sqlite3, sys\n"
-                "db = sqlite3.connect(sys.argv[1], timeout=30, isolation_level=None)\n"
-                "for id in sys.argv[3:]:\n"
-                "    db.execute(\"INSERT INTO messages VALUES (?, ?, 'prog', 'x', 1)\", (id, sys.argv[2]))",
-                many.database,
-                room,
-                *names,
-            ]
-        )
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, many.database, room, *names])
         with opened(many) as peer:
             found = joined(peer, 500, room)
             want = 25 * (burst + 1)
@@ -327,103 +320,3 @@ def test_a_position_that_cannot_be_served(old: Path, since: str) -> None:
         assert (reset["room"], reset["reason"]) == ("r", "ahead" if "1000000" in since else "epoch")
         put(hub, "after")
         assert peer.until("message")["messageId"] == "after"
-
-
-# Rooms that can't be had.
-
-
-@pytest.mark.parametrize(
-    ("schema", "options"),
-    [
-        ("CREATE TABLE t(id INTEGER PRIMARY KEY)", ()),
-        (SCHEMA, ("--exclude", "messages")),
-        (SCHEMA, ("--exclude", "messages.content")),
-        (SCHEMA + " WITHOUT ROWID", ()),
-        ("CREATE TABLE messages(id TEXT PRIMARY KEY, room TEXT, body TEXT)", ()),
-        ("CREATE TABLE messages(id TEXT PRIMARY KEY, room, user_id, content, created_at, more)", ()),
-        ("CREATE TABLE messages(id TEXT, room, user_id, content, created_at)", ()),
-        ("CREATE TABLE messages(id, room, user_id, content, created_at, PRIMARY KEY(id, room))", ()),
-        ("CREATE VIEW messages AS SELECT 'a' id, 'r' room, 'u' user_id, 'c' content, 1 created_at", ()),
-    ],
-)
-def test_rooms_are_unavailable(tmp_path: Path, schema: str, options: tuple[str, ...]) -> None:
-    database = make_database(tmp_path / "app.db", schema)
-    with HubProcess(database, *options) as hub, opened(hub) as peer:
-        answer = peer.ask("join", room="r", history=5)
-        assert (error_of(answer), answer["room"]) == ("rooms_unavailable", "r")
-        assert error_of(peer.ask("message", room="r", content="x")) == "not_joined"
-        assert peer.ask("ping")["type"] == "pong"
-
-
-@pytest.mark.parametrize(
-    ("change", "back"),
-    [
-        ("RENAME COLUMN content TO other", "RENAME COLUMN other TO content"),
-        ("ADD COLUMN other", "DROP COLUMN other"),
-    ],
-)
-def test_a_table_that_changes_its_shape_is_not_written_to(old: Path, change: str, back: str) -> None:
-    with HubProcess(old) as hub, opened(hub) as peer:
-        peer.join("r")
-        run_sql(old, f"ALTER TABLE messages {change}")
-        wait_for(lambda: "other" in str(hub.get("/cdc/tables").json()), "the new shape")
-        assert error_of(peer.ask("message", content="x")) == "rooms_unavailable"
-        assert run_sql(old, "SELECT count(*) FROM messages") == [[31]]
-        assert error_of(peer.ask("history")) == "rooms_unavailable"
-        run_sql(old, f"ALTER TABLE messages {back}")
-        wait_for(lambda: "other" not in str(hub.get("/cdc/tables").json()), "the old shape")
-        assert peer.ask("message", content="again")["type"] == "ack"
-
-
-# Databases that can't be written.
-
-
-@contextmanager
-def locked(database: Path) -> Iterator[None]:
-    script = (
-        "import sqlite3, sys\n"
-        "db = sqlite3.connect(sys.argv[1], timeout=30, isolation_level=None)\n"
-        "db.execute('BEGIN IMMEDIATE'); print('locked', flush=True); sys.stdin.read()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", script, database], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline()
-        yield
-        holder.communicate()
-
-
-def test_a_locked_database(old: Path) -> None:
-    with HubProcess(old) as hub, opened(hub, user="ann") as peer:
-        peer.join("r")
-        with locked(old):
-            answer = peer.ask("message", room="r", content="x", messageId="once")
-            assert error_of(answer) in ("overloaded", "timeout")
-            assert (answer["messageId"], answer["room"]) == ("once", "r")
-            assert answer["retryAfterMs"] > 0
-        again = peer.ask("message", content="x", messageId="once")
-        assert (again["type"], again["duplicate"]) == ("ack", False)
-        assert run_sql(old, "SELECT count(*) FROM messages WHERE id = 'once'") == [[1]]
-        assert len([m for m in [*peer.passed, *peer.so_far()] if m["type"] == "message"]) == 1
-
-
-def test_a_full_disk() -> None:
-    with small_disk(24 * 2**20) as folder:
-        database = make_database(folder / "app.db", SCHEMA)
-        with HubProcess(database) as hub, opened(hub, user="ann") as peer:
-            wait_for(lambda: has_base(hub), "the base")
-            peer.join("r")
-            refused: dict[str, Any] = {}
-            with full(folder):
-                for n in range(400):
-                    answer = peer.ask("message", content="x" * 16_000, messageId=f"m{n}")
-                    if answer["type"] == "error" and answer["code"] != "too_many_requests":
-                        refused = answer
-                        break
-            assert refused["code"] == "overloaded", refused
-            id = refused["messageId"]
-            wait_for(
-                lambda: peer.ask("message", content="y", messageId=id)["type"] == "ack", "room again"
-            )
-            assert run_sql(database, f"SELECT count(*) FROM messages WHERE id = '{id}'") == [[1]]

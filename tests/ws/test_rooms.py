@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -50,8 +51,10 @@ class Tab:
         self.user_id = user_id
         self.told: list[tuple[str, str, object]] = []
 
-    def tell(self, room: str, type: str, **members: object) -> None:
-        self.told.append((room, type, members["userId"]))
+    def tell(self, room: str, payload: bytes) -> None:
+        message = json.loads(payload)
+        assert message["room"] == room
+        self.told.append((room, message["type"], message["userId"]))
 
 
 @pytest.fixture
