@@ -104,7 +104,14 @@ def handle(page: Page, title: str) -> Locator:
 
 
 def wait_until_still(page: Page) -> None:
-    page.evaluate("Promise.allSettled(document.getAnimations().map((each) => each.finished))")
+    page.evaluate(
+        """Promise.allSettled(
+          document.getAnimations()
+            // A pulse never ends.
+            .filter((each) => Number.isFinite(each.effect.getComputedTiming().endTime))
+            .map((each) => each.finished),
+        )"""
+    )
 
 
 def grab(page: Page, title: str) -> None:

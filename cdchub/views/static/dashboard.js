@@ -203,7 +203,7 @@ async function learnRefunds() {
     columns: "status",
     since: `${epoch}:${Math.max(firstLsn - 1, headLsn - LOOK_BACK_CHANGES)}`,
   });
-  for (let more = true; more; ) {
+  for (let more = true; more;) {
     const { changes, next, upToDate } = await getJson(`/cdc/changes?${query}`);
     changes.forEach(noteRefund);
     query.set("since", next);
