@@ -27,7 +27,7 @@ from cdchub.http import (
 )
 from cdchub.hub import Authenticate, Hub
 from cdchub.sse import StreamEndpoint
-from cdchub.ws import USER, WebSocketEndpoint
+from cdchub.ws import USER, WebSocketEndpoint, refuse_unauthorized
 
 
 def create_app(hub: Hub, *, drains: bool = False, embedded: bool = False) -> Starlette:
@@ -51,9 +51,10 @@ def create_app(hub: Hub, *, drains: bool = False, embedded: bool = False) -> Sta
     )
     socket = WebSocketEndpoint(hub.core, hub.rooms, hub.messages, config)
     cdc = [
+        # First, because a crowd of them may come at once.
+        Route("/stream", StreamEndpoint(hub.core, config.stream, drains=drains), methods=["GET"]),
         Route("/ws", socket, methods=["GET"]),
         WebSocketRoute("/ws", socket),
-        Route("/stream", StreamEndpoint(hub.core, config.stream, drains=drains), methods=["GET"]),
         Route("/changes", endpoints.changes),
         Route("/snapshot", endpoints.snapshot),
         Route("/tables", endpoints.tables),
@@ -101,6 +102,9 @@ def mounted(hub: Hub, authenticate: Authenticate | None) -> ASGIApp:
             user = authenticate(Request({"method": "GET", **scope, "type": "http"}, receive))
             if inspect.isawaitable(user):
                 user = await user
+            if user is None and scope["type"] == "websocket":
+                await refuse_unauthorized(receive, send)
+                return
             if user is None:
                 await problem(Unauthorized("this needs a credential"))(scope, receive, send)
                 return
@@ -130,7 +134,7 @@ async def _lifespan(hub: Hub, receive: Receive, send: Send) -> None:
 async def _request_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
     # A form that a person sent; /cdc is for programs, whatever they accept.
-    if request.method == "POST" and wants_html(request):
+    if request.scope.get("method") == "POST" and wants_html(request):
         return views.error_page(error.status, error.detail, again="/todos")
     return problem(error)
 

@@ -108,9 +108,9 @@ class Chatter(Measured):
                 self.report(self.transport, HEARD, late_ns / 1e6, len(found["content"]))
             case "ack":
                 self.acknowledged.add(found["messageId"])
-            case "heartbeat" | "caught-up":
+            case "heartbeat" | "caught-up" if "room" in found:
                 self._position = found["position"]
-            case "connected" | "user-joined" | "user-left" | "members":
+            case "connected" | "heartbeat" | "user-joined" | "user-left" | "members":
                 pass
             case _:
                 self.fault("unexpected message", json.dumps(found)[:200])

@@ -163,7 +163,7 @@ class WsReader(Reader):
                 now_ns = time.monotonic_ns()
                 found = json.loads(text)
                 match found["type"]:
-                    case "connected" | "unsubscribed":
+                    case "connected":
                         pass
                     case "subscribed":
                         yield
@@ -172,9 +172,11 @@ class WsReader(Reader):
                         epoch = self._last_id.partition(":")[0]
                         self._last_id = f"{epoch}:{found['change']['lsn']}"
                         self.arrive(self._last_id, str(text), now_ns)
-                    case "caught-up" | "heartbeat":
+                    case "caught-up" | "heartbeat" if "sub" in found:
                         self._last_id = found["position"]
                         self.caught_up(found["position"])
+                    case "heartbeat":
+                        pass
                     case _:
                         self.fault("unexpected message", str(text)[:200])
             # Cut as a network does it, without a close frame.

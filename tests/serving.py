@@ -54,7 +54,8 @@ async def serve_by_uvicorn(hub: Hub, listener: socket.socket, options: argparse.
         uvicorn.Config(
             create_app(hub, drains=True),
             http=options.http,
-            ws="none",
+            # `wsproto` would do as well; this one reads with the same library as our own server.
+            ws="websockets-sansio",
             access_log=False,
             lifespan="off",
             log_config=None,

@@ -105,7 +105,15 @@ PUBLIC = {
         "routes",
         "simulate",
     },
-    "cdchub.ws": {"SCHEMA", "TABLE", "USER", "Messages", "Rooms", "WebSocketEndpoint"},
+    "cdchub.ws": {
+        "SCHEMA",
+        "TABLE",
+        "USER",
+        "Messages",
+        "Rooms",
+        "WebSocketEndpoint",
+        "refuse_unauthorized",
+    },
 }
 
 MODULES = sorted(

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from websockets.sync.client import connect
+from websockets.typing import Origin
 
 from cdchub.sse import Event, EventParser
 from tests.harness import PATIENCE_S, HubProcess, clean_environment, run_sql, wait_for
@@ -204,6 +206,22 @@ def test_a_change_passes_caddy_while_the_stream_stays_open(
             # The head is asked for afterwards: a commit takes a moment to get there.
             found = stream.wait(rf'id: (\S+)\ndata: .*"newValue":{{"id":"{id}"')
             assert found[1] == hub.head()
+
+
+def test_a_websocket_passes_caddy(hub: HubProcess, caddy: Caddy) -> None:
+    place = f"{caddy.site}:{caddy.port}"
+    with connect(
+        f"wss://{place}/cdc/ws",
+        sock=socket.create_connection(("127.0.0.1", caddy.port), PATIENCE_S),
+        ssl=ssl.create_default_context(cafile=caddy.authority),
+        server_hostname=caddy.site,
+        origin=Origin(f"https://{place}"),
+    ) as peer:
+        peer.send('{"type":"subscribe","sub":"s","table":"todos"}')
+        heard = [json.loads(peer.recv(PATIENCE_S)) for _ in range(3)]
+        assert [each["type"] for each in heard] == ["connected", "subscribed", "caught-up"]
+        add_todo(hub.database, "a")
+        assert json.loads(peer.recv(PATIENCE_S))["change"]["newValue"]["id"] == "a"
 
 
 @pytest.mark.needs("curl")

@@ -53,6 +53,9 @@ def pruned(serving: Serving, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         run_sql(database, *(f"INSERT INTO t VALUES ({n}, 'a')" for n in range(41, 61)))
         hub.wait_for_lsn(60)
         wait_for(lambda: hub.get("/cdc/status").json()["firstLsn"] > 1, "retention to run")
+        assert hub.stop() == 0
+    # Nothing more goes while the tests look.
+    with serving(database) as hub:
         yield hub
 
 

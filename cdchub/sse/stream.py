@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from cdchub.catalog import Selection
+from cdchub.catalog import Catalog, Selection
 from cdchub.config import StreamConfig
 from cdchub.errors import NotImplementedYet, PassingRefusal, ValidationFailed
 from cdchub.fanout import (
@@ -43,15 +43,27 @@ MEDIA_TYPE = "text/event-stream"
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
+# Queries that are remembered with what they mean: a crowd asks for the same.
+_QUERIES_MAX = 1_024
+
+
 @dataclass(frozen=True, slots=True)
-class _Wanted:
-    """What a request asks for. `opening` is what its stream begins with."""
+class _Asked:
+    """What a query asks for, by one catalog."""
 
     selection: Selection
-    start: Start
+    since: Since | None
     snapshot: bool
     conflate: bool
     format: Format
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What a request asks for at this moment. `opening` is what its stream begins with."""
+
+    asked: _Asked
+    start: Start
     headers: dict[str, str]
     opening: bytes
 
@@ -66,6 +78,8 @@ class StreamEndpoint:
         self._present = core.present
         self._config = config
         self._framer = SseFramer()
+        self._queries: dict[bytes, _Asked] = {}
+        self._queries_of: Catalog | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)
@@ -109,55 +123,60 @@ class StreamEndpoint:
     def _subscribe(self, wanted: _Wanted, sink: Sink) -> Subscriber:
         sink.write(wanted.opening)
         return self._core.subscribe(
-            wanted.selection,
+            wanted.asked.selection,
             self._framer,
             sink,
             wanted.start,
-            snapshot=wanted.snapshot,
-            conflate=wanted.conflate,
-            format=wanted.format,
+            snapshot=wanted.asked.snapshot,
+            conflate=wanted.asked.conflate,
+            format=wanted.asked.format,
             transport="sse",
         )
 
     def _wanted(self, request: Request) -> _Wanted:
-        query = request.query_params
-        if "source" in query:
-            raise NotImplementedYet("source=")
-        selection = self._present.catalog.asked_for(query)
-        snapshot = _flag(query.get("snapshot"), "snapshot")
-        start = self._start(request, snapshot=snapshot)
+        asked = self._asked(request)
+        start = self._start(request.headers.get("last-event-id"), asked)
         # Before a reset there is no id: who is cut off in between must be told of the break again.
         position = self._present.position(start) if isinstance(start, Cursor) else None
         opening = self._framer.opening(position, retry_ms=self._core.retry_ms())
         headers = dict(_HEADERS)
-        if isinstance(start, Gone) and not snapshot:
+        if isinstance(start, Gone) and not asked.snapshot:
             position = self._present.head
         if position is not None:
             headers["X-CDC-Position"] = str(position)
-        return _Wanted(
-            selection,
-            start,
-            snapshot,
-            _flag(query.get("conflate"), "conflate"),
-            Format.asked_for(query.get("format")),
-            headers,
-            opening,
-        )
+        return _Wanted(asked, start, headers, opening)
 
-    def _start(self, request: Request, *, snapshot: bool) -> Start:
+    def _asked(self, request: Request) -> _Asked:
+        """Raises `RequestError` where the query is wrong."""
+        catalog = self._present.catalog
+        if catalog is not self._queries_of or len(self._queries) >= _QUERIES_MAX:
+            self._queries_of, self._queries = catalog, {}
+        text: bytes = request.scope["query_string"]
+        asked = self._queries.get(text)
+        if asked is None:
+            query = request.query_params
+            if "source" in query:
+                raise NotImplementedYet("source=")
+            since = query.get("since", query.get("startLSN"))
+            asked = self._queries[text] = _Asked(
+                catalog.asked_for(query),
+                # Checked even where the header wins: a bad URL should fail on its first use.
+                None if since is None else parse_since(since),
+                _flag(query.get("snapshot"), "snapshot"),
+                _flag(query.get("conflate"), "conflate"),
+                Format.asked_for(query.get("format")),
+            )
+        return asked
+
+    def _start(self, last_id: str | None, asked: _Asked) -> Start:
         """Where to begin: Last-Event-ID wins over `since`; None means with a snapshot."""
-        query = request.query_params
-        text = query.get("since", query.get("startLSN"))
-        # Checked even where the header wins: a bad URL should fail on its first use.
-        since: Since | None = None if text is None else parse_since(text)
-        last_id = request.headers.get("last-event-id")
+        since = asked.since
         if last_id:
-            position = parse_position(last_id)
-            if position is None:
+            since = parse_position(last_id)
+            if since is None:
                 return Gone("epoch")
-            since = position
-        if since is None or (isinstance(since, Now) and snapshot):
-            if snapshot:
+        if since is None or (isinstance(since, Now) and asked.snapshot):
+            if asked.snapshot:
                 return None
             since = Now()
         if isinstance(since, Beginning):

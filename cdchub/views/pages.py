@@ -31,6 +31,8 @@ def routes(todos: TodoApi, dashboard: DashboardApi) -> Sequence[BaseRoute]:
         Route("/todos", _page("todos.html")),
         Route("/dashboard", _page("dashboard.html")),
         Route("/api/dashboard", dashboard.settings),
+        Route("/chat", _page("chat.html")),
+        Route("/console", _page("console.html")),
         Route("/api/todos", todos.collection, methods=["GET", "POST"]),
         Route("/api/todos/reorder", todos.reorder, methods=["POST"]),
         Route("/api/todos/clear-completed", todos.clear_completed, methods=["POST"]),

@@ -6,8 +6,8 @@ has as types; `frames` is what the hub says. `rooms` knows who is present, `mess
 `shared` every session.
 """
 
-from cdchub.ws.endpoint import USER, WebSocketEndpoint
+from cdchub.ws.endpoint import USER, WebSocketEndpoint, refuse_unauthorized
 from cdchub.ws.messages import SCHEMA, TABLE, Messages
 from cdchub.ws.rooms import Rooms
 
-__all__ = ["SCHEMA", "TABLE", "USER", "Messages", "Rooms", "WebSocketEndpoint"]
+__all__ = ["SCHEMA", "TABLE", "USER", "Messages", "Rooms", "WebSocketEndpoint", "refuse_unauthorized"]

@@ -38,10 +38,10 @@ class Direct(asyncio.Protocol):
         "_heard_s",
         "_is_full",
         "_message_bytes_max",
-        "_parts",
         "_rest",
         "_session",
         "_silent_s",
+        "_text",
         "_transport",
         "write",
     )
@@ -68,8 +68,8 @@ class Direct(asyncio.Protocol):
         self._closing: asyncio.TimerHandle | None = None
         self._session: Session | None = None
         self._is_full = False
-        # The pieces of a fragmented message.
-        self._parts: tuple[bytes, ...] = ()
+        # The beginning of a fragmented message.
+        self._text: bytearray | None = None
         self.write: Callable[[bytes], None] = transport.write
         self._heard_s = asyncio.get_running_loop().time()
         transport.set_write_buffer_limits(high=buffer_bytes_max)
@@ -125,9 +125,12 @@ class Direct(asyncio.Protocol):
             return
         frames = self._reading()
         frames.receive_data(data)
+        if frames.state is OPEN:
+            # Pongs come before the answers to what came behind the pings.
+            self._write_waiting(frames)
         for event in frames.events_received():
-            if isinstance(event, Frame):
-                self._take(frames, event)
+            if isinstance(event, Frame) and not self._take(frames, event):
+                break
         self._flush(frames)
 
     def eof_received(self) -> bool:
@@ -164,35 +167,47 @@ class Direct(asyncio.Protocol):
             self._frames = ServerProtocol(state=OPEN, max_size=self._message_bytes_max, logger=_quiet)
         return self._frames
 
-    def _take(self, frames: ServerProtocol, frame: Frame) -> None:
+    def _take(self, frames: ServerProtocol, frame: Frame) -> bool:
+        """False where the connection has failed: nothing behind it counts (RFC 6455 §7.1.7)."""
         match frame.opcode:
             case Opcode.BINARY:
                 frames.fail(_UNSUPPORTED_DATA, "messages are text: JSON")
+                return False
             case Opcode.TEXT | Opcode.CONT:
-                self._parts = (*self._parts, bytes(frame.data))
+                if self._text is None:
+                    self._text = bytearray()
+                self._text += frame.data
                 if frame.fin:
-                    text, self._parts = b"".join(self._parts), ()
-                    self._hear(frames, text)
+                    text, self._text = bytes(self._text), None
+                    return self._hear(frames, text)
             case _:
                 # Pings and close frames are answered by the library.
                 pass
+        return True
 
-    def _hear(self, frames: ServerProtocol, text: bytes) -> None:
+    def _hear(self, frames: ServerProtocol, text: bytes) -> bool:
         try:
             text.decode()
         except UnicodeDecodeError:
             frames.fail(_INVALID_DATA, "text is UTF-8")
-            return
+            return False
         if self._session is not None:
             self._session.receive(text)
+        return True
 
-    def _flush(self, frames: ServerProtocol) -> None:
-        """Writes what the library wants written, and follows it when it closes (RFC 6455 §7.1)."""
+    def _write_waiting(self, frames: ServerProtocol) -> None:
         for data in frames.data_to_send():
             if data:
                 self.write(data)
+            elif self._transport.can_write_eof() and not self._transport.is_closing():
+                # The library's sign for the end of what it sends.
+                self._transport.write_eof()
+
+    def _flush(self, frames: ServerProtocol) -> None:
+        """Writes what the library wants written, and follows it when it closes (RFC 6455 §7.1)."""
+        self._write_waiting(frames)
         if frames.state is OPEN:
-            if not self._parts:
+            if self._text is None:
                 self._frames = None
         else:
             self._lose("client_closed" if frames.parser_exc is None else "bad_frames")

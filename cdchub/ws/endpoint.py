@@ -28,7 +28,7 @@ from cdchub.ws.grammar import USER_CHARS_MAX
 from cdchub.ws.messages import Messages
 from cdchub.ws.rooms import Rooms
 from cdchub.ws.session import Session
-from cdchub.ws.shared import TRY_AGAIN_LATER, Shared
+from cdchub.ws.shared import TRY_AGAIN_LATER, UNAUTHORIZED, Shared
 
 # A peer that answers no ping for so many heartbeats is gone.
 _BEATS_MISSED = 3
@@ -125,6 +125,13 @@ class WebSocketEndpoint:
     def _drain(self) -> None:
         for shared in self._shared.values():
             shared.drain()
+
+
+async def refuse_unauthorized(receive: Receive, send: Send) -> None:
+    """Tells a peer that it may not connect, in the way in which a browser's page can see it."""
+    await receive()
+    await send({"type": "websocket.accept"})
+    await send({"type": "websocket.close", "code": UNAUTHORIZED, "reason": "this needs a credential"})
 
 
 def _select(_: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:

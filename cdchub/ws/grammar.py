@@ -143,7 +143,11 @@ def addressed(text: bytes) -> Addressed:
         raw = members.get("messageId" if name == "message_id" else name)
         if raw is None or len(raw) > _ID_BYTES_MAX:
             continue
-        value = msgspec.json.decode(raw)
+        try:
+            value = msgspec.json.decode(raw)
+        except (msgspec.DecodeError, RecursionError):
+            # A number beyond all bounds, say.
+            continue
         if isinstance(value, str) or (name == "id" and type(value) is int):
             setattr(found, name, value)
     return found

@@ -27,6 +27,7 @@ from cdchub.ws.chat import Chat
 from cdchub.ws.frames import encoded
 from cdchub.ws.grammar import (
     Addressed,
+    BadMessage,
     Broadcast,
     History,
     Join,
@@ -110,11 +111,14 @@ class Session:
             self.close(POLICY_VIOLATION, "too many requests")
             return
         try:
-            self._handle(parse(text))
-        except RequestError as error:
+            request = parse(text)
+        except BadMessage as error:
             self._refuse(error, addressed(text))
+            return
+        try:
+            self._handle(request)
         except Exception as error:
-            self._fault(error, addressed(text))
+            self.failed(request, error)
 
     def is_full(self) -> None:
         for part in self._parts():

@@ -13,7 +13,7 @@ from cdchub.ws.messages import Messages
 from cdchub.ws.rooms import Rooms
 
 # RFC 6455 §7.4.1, and INTERFACE §5.
-GOING_AWAY, POLICY_VIOLATION, TRY_AGAIN_LATER = 1001, 1008, 1013
+GOING_AWAY, POLICY_VIOLATION, TRY_AGAIN_LATER, UNAUTHORIZED = 1001, 1008, 1013, 4401
 # Heartbeats are spread over so many ticks, one a second: answers come in bursts as large as the pings.
 _SLOTS = 15
 # The last close frames still have to leave within the drain window.

@@ -165,10 +165,19 @@ def test_a_message_whose_ack_was_lost_is_stored_once(chat: HubProcess, windows: 
 def test_a_message_that_is_refused_is_gone_with_a_reason(chat: HubProcess, windows: Windows) -> None:
     page = library(windows, chat.url)
     join(page)
-    for text in ("", "x" * 20_000):
-        reason = page.evaluate("(text) => lobby.room.send(text).catch((error) => error.message)", text)
-        assert "content" in reason
-    assert texts(page) == []
+    refused = "(text) => lobby.room.send(text).catch((error) => error.message)"
+    assert "nothing" in page.evaluate(refused, "")
+    # So long a frame would end the connection, again and again.
+    for length in (16_385, 300_000):
+        assert "16,384 characters" in page.evaluate(refused, "x" * length)
+    send(page, "\U0001f642" * 16_384)
+    wait_for(lambda: len(texts(page)) == 1, "the longest message")
+    run_sql(
+        chat.database,
+        "CREATE TRIGGER full BEFORE INSERT ON messages BEGIN SELECT RAISE(ABORT, 'full'); END",
+    )
+    assert page.evaluate(refused, "hi")
+    wait_for(lambda: len(texts(page)) == 1, "only the stored one to be left")
 
 
 def test_tabs_of_one_browser_are_one_member(chat: HubProcess, windows: Windows) -> None:
