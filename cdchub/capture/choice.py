@@ -90,7 +90,9 @@ def warnings_for(shape: Shape) -> list[str]:
         )
     secret = [name for name in shape.captured if _SECRET.search(name)]
     if secret:
-        options = " ".join(f"--exclude {shape.name}.{name}" for name in secret)
+        # A key is in every change: without it, nothing of the table could be told.
+        places = [shape.name if name in shape.key else f"{shape.name}.{name}" for name in secret]
+        options = " ".join(f"--exclude {place}" for place in dict.fromkeys(places))
         lines.append(
             f"table {shape.name!r} streams {', '.join(map(repr, secret))}, which may be secret: "
             f"keep out with {options}"

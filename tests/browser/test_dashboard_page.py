@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -114,6 +115,23 @@ def test_the_readers_zone_and_clock_do_not_matter(
     page.goto(f"{shop.url}/dashboard")
     expect_agreement(page, shop.database, zone)
     expect(page.get_by_text("Days begin at midnight in")).to_contain_text(zone)
+
+
+def test_a_zone_that_the_browser_does_not_know(
+    tmp_path: Path, windows: Windows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As where a zone was named anew since the browser was made.
+    zones = tmp_path / "zones"
+    (zones / "Europe").mkdir(parents=True)
+    shutil.copy("/usr/share/zoneinfo/Europe/Zurich", zones / "Europe" / "Newtown")
+    monkeypatch.setenv("PYTHONTZPATH", str(zones))
+    monkeypatch.setenv("TZ", "Europe/Newtown")
+    database = tmp_path / "cdchub-demo.db"
+    with HubProcess(database, command=["demo", "--quiet"], cwd=tmp_path) as hub:
+        page = opened(windows, hub)
+        expect(page.get_by_role("alert")).to_contain_text("the hub's time zone, Europe/Newtown")
+        expect(page.get_by_text("Days begin at midnight in UTC.")).to_be_visible()
+        expect(card(page, "Total Users")).to_have_text("48")
 
 
 def test_without_rows_everything_is_zero(shop: HubProcess, zone: str, windows: Windows) -> None:

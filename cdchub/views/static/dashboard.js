@@ -190,9 +190,9 @@ function showActivity(activity, now, timeZone) {
 
 const refunds = new Map(); // an order's id → time
 
-function noteRefund({ type, table, key, oldValue, newValue, timestamp }) {
+function noteRefund({ type, table, oldValue, newValue, timestamp }) {
   if (table !== "orders" || type !== "UPDATE" || newValue.status !== "refunded") return;
-  if (oldValue.status !== "refunded") refunds.set(key.id, timestamp);
+  if (oldValue.status !== "refunded") refunds.set(newValue.id, timestamp);
 }
 
 /** Asks the log about the time before this page was open. What it has no longer stays unknown. */
@@ -200,10 +200,10 @@ async function learnRefunds() {
   const { epoch, firstLsn, headLsn } = await getJson("/cdc/status");
   const query = new URLSearchParams({
     table: "orders",
-    columns: "status",
+    columns: "id,status",
     since: `${epoch}:${Math.max(firstLsn - 1, headLsn - LOOK_BACK_CHANGES)}`,
   });
-  for (let more = true; more; ) {
+  for (let more = true; more;) {
     const { changes, next, upToDate } = await getJson(`/cdc/changes?${query}`);
     changes.forEach(noteRefund);
     query.set("since", next);
@@ -252,6 +252,22 @@ function together(requests) {
 
 // The page.
 
+function say(text) {
+  $("notice").textContent = text;
+  $("notice").hidden = false;
+}
+
+/** The hub's zone, if this browser knows it: zones get new names, and browsers grow old. */
+function known(timeZone) {
+  try {
+    new Intl.DateTimeFormat("en-US", { timeZone });
+    return timeZone;
+  } catch {
+    say(`This browser doesn't know the hub's time zone, ${timeZone}. Days here are those of UTC.`);
+    return "UTC";
+  }
+}
+
 /** The hub's time zone and clock; null where this database has no such tables. */
 async function settings() {
   for (;;) {
@@ -260,7 +276,7 @@ async function settings() {
     if (answer?.ok) return answer.json();
     if (answer?.status === 404) {
       const { detail } = await answer.json();
-      $("notice").textContent = `${detail} Run “cdchub demo” for a database that has it.`;
+      say(`${detail} Run “cdchub demo” for a database that has it.`);
       return null;
     }
     await new Promise((resume) => setTimeout(resume, RETRY_MS * (0.5 + Math.random())));
@@ -271,9 +287,9 @@ async function start() {
   const hub = await settings();
   if (!hub) {
     for (const id of ["cards", "body", "status", "hint"]) $(id).hidden = true;
-    $("notice").hidden = false;
     return;
   }
+  const timeZone = known(hub.timeZone);
   // The hub's clock counts, also where the reader's is wrong.
   const ahead = hub.now - Date.now();
   const live = together({
@@ -286,12 +302,12 @@ async function start() {
     if (!live.loaded) return;
     const now = Date.now() + ahead;
     const refundTime = (order) => refunds.get(order.id);
-    const { days, activity, ...numbers } = measure(live.rows, refundTime, now, hub.timeZone);
+    const { days, activity, ...numbers } = measure(live.rows, refundTime, now, timeZone);
     for (const [name, value] of Object.entries(numbers)) cards[name](value);
     showChart(days);
-    showActivity(activity, now, hub.timeZone);
+    showActivity(activity, now, timeZone);
   }
-  $("zone").textContent = hub.timeZone;
+  $("zone").textContent = timeZone;
   showStatus($("status"), live);
   live.onChange(noteRefund);
   live.onStatus((status) => {
