@@ -20,6 +20,8 @@ WITHOUT = {
 }
 WITHOUT_WEBSOCKET = "window.WebSocket = class { constructor() { throw new Error('not here'); } };"
 
+_EMPTY = '<!doctype html><title>A page</title><link rel="icon" href="data:,">'
+
 _COLLECTION = """([name, options]) => {
   const kept = lib.collection(options);
   const told = { store: kept, emissions: [], statuses: [], changes: [] };
@@ -31,8 +33,10 @@ _COLLECTION = """([name, options]) => {
 
 
 def use(page: Page, url: str) -> Page:
-    """A page of the hub with the library in `lib`."""
-    page.goto(url)
+    """An empty page at the hub's address with the library in `lib`: all of the hub's own pages listen
+    to it themselves."""
+    page.route("**/empty.html", lambda route: route.fulfill(body=_EMPTY, content_type="text/html"))
+    page.goto(f"{url}/empty.html")
     page.evaluate("async () => { window.lib = await import('/cdc/client.js'); }")
     return page
 
