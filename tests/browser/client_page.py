@@ -20,8 +20,6 @@ WITHOUT = {
 }
 WITHOUT_WEBSOCKET = "window.WebSocket = class { constructor() { throw new Error('not here'); } };"
 
-_EMPTY = '<!doctype html><title>A page</title><link rel="icon" href="data:,">'
-
 _COLLECTION = """([name, options]) => {
   const kept = lib.collection(options);
   const told = { store: kept, emissions: [], statuses: [], changes: [] };
@@ -33,16 +31,16 @@ _COLLECTION = """([name, options]) => {
 
 
 def use(page: Page, url: str) -> Page:
-    """An empty page at the hub's address with the library in `lib`: all of the hub's own pages listen
-    to it themselves."""
-    page.route("**/empty.html", lambda route: route.fulfill(body=_EMPTY, content_type="text/html"))
-    page.goto(f"{url}/empty.html")
+    """A page of the hub with the library in `lib`, and nothing else that listens to the hub."""
+    page.goto(f"{url}/healthz")
     page.evaluate("async () => { window.lib = await import('/cdc/client.js'); }")
     return page
 
 
 def library(windows: Windows, url: str, *, without: str = "worker") -> Page:
     page = windows.new()
+    # A page that is only JSON names no icon, and the hub has no /favicon.ico.
+    windows.network_errors_expected = True
     page.context.add_init_script(WITHOUT[without])
     return use(page, url)
 
