@@ -31,14 +31,16 @@ _COLLECTION = """([name, options]) => {
 
 
 def use(page: Page, url: str) -> Page:
-    """A page of the hub with the library in `lib`."""
-    page.goto(url)
+    """A page of the hub with the library in `lib`, and nothing else that listens to the hub."""
+    page.goto(f"{url}/healthz")
     page.evaluate("async () => { window.lib = await import('/cdc/client.js'); }")
     return page
 
 
 def library(windows: Windows, url: str, *, without: str = "worker") -> Page:
     page = windows.new()
+    # A page that is only JSON names no icon, and the hub has no /favicon.ico.
+    windows.network_errors_expected = True
     page.context.add_init_script(WITHOUT[without])
     return use(page, url)
 
