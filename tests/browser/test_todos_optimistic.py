@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from playwright.sync_api import Page, Route, expect
@@ -26,7 +27,7 @@ from tests.browser.todo_page import (
     wait_for_requests,
     wait_stored,
 )
-from tests.harness import HubProcess, run_sql
+from tests.harness import HubProcess, run_sql, wait_for
 
 pytestmark = pytest.mark.needs("chromium")
 
@@ -123,9 +124,15 @@ def test_quick_clicks_end_as_the_last_one_meant(demo: HubProcess, windows: Windo
         check_box(page, "milk").click()
     expect(check_box(page, "milk")).to_be_checked()
     add(page, "bread")
-    wait_stored(demo, "milk", "bread")
-    changes = demo.get(f"/cdc/changes?table=todos&since={head}").json()["changes"]
-    assert [change["newValue"]["completed"] for change in changes] == [1, 0, 1, 0, 1, 0]
+
+    def changes() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = demo.get(f"/cdc/changes?since={head}&table=todos").json()[
+            "changes"
+        ]
+        return found
+
+    wait_for(lambda: len(changes()) == 6, "six changes in the log")
+    assert [change["newValue"]["completed"] for change in changes()] == [1, 0, 1, 0, 1, 0]
     expect(check_box(page, "milk")).to_be_checked()
 
 
@@ -187,6 +194,25 @@ def test_a_lost_answer_adds_nothing_twice(demo: HubProcess, windows: Windows) ->
     expect(add_box(page)).to_have_value("")
     expect(problem(page)).to_have_text("")
     assert stored_titles(demo) == ["milk", "bread"]
+
+
+def test_a_deletion_whose_answer_is_lost_can_be_undone(demo: HubProcess, windows: Windows) -> None:
+    windows.network_errors_expected = True
+    put(demo.database, "milk", "bread")
+    page = windows.open_live(f"{demo.url}/todos")
+    with held(page, "**/api/todos/*") as on_their_way:
+        row(page, "milk").hover()
+        delete_button(page, "milk").click()
+        wait_for_requests(page, on_their_way)
+        run_sql(
+            demo.database, "DELETE FROM todos WHERE title = 'milk'", "UPDATE todos SET title = 'rye'"
+        )
+        expect(titles(page)).to_have_text(["rye"])
+        on_their_way[0].abort()
+    expect(problem(page)).to_contain_text("can't be reached")
+    undo_button(page).click()
+    expect(titles(page)).to_have_text(["milk", "rye"])
+    wait_stored(demo, "milk", "rye")
 
 
 def test_a_refused_change_is_taken_back_with_the_reason(demo: HubProcess, windows: Windows) -> None:
@@ -310,7 +336,9 @@ def test_undo_is_offered_for_a_while_and_longer_to_who_is_on_it(
     expect(page.get_by_role("status")).to_have_text("Live")
     page.clock.pause_at(3_600_000)
     row(page, "milk").hover()
-    delete_button(page, "milk").click()
+    # Answered before the clock is moved, which would end the request too.
+    with page.expect_response(lambda answer: answer.request.method == "DELETE"):
+        delete_button(page, "milk").click()
     undo_button(page).focus()
     page.clock.run_for(20_000)
     expect(undo_button(page)).to_be_visible()

@@ -284,7 +284,8 @@ def test_escape_leaves_a_title_as_it_was(demo: HubProcess, windows: Windows) -> 
     # Whatever the page had sent would be in the log before this.
     add(page, "bread")
     expect(titles(page)).to_have_text(["milk", "bread"])
-    assert [change["type"] for change in changes_since(demo, head)] == ["INSERT"]
+    changes = wait_for(lambda: changes_since(demo, head), "the todo to be in the log")
+    assert [change["type"] for change in changes] == ["INSERT"]
 
 
 def test_a_blank_title_is_refused_and_stays_in_the_editor(demo: HubProcess, windows: Windows) -> None:

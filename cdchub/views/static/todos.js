@@ -126,7 +126,8 @@ async function remove(id) {
   const todo = find(id);
   const withdraw = offerUndo([todo]);
   const send = () => inTurn(() => request("DELETE", todoPath(id)));
-  if (!(await attempt(live.delete(id, send)))) withdraw();
+  // Where only the answer was lost, the todo is gone all the same.
+  if (!(await attempt(live.delete(id, send))) && find(id)) withdraw();
 }
 
 async function clearCompleted() {
@@ -204,7 +205,7 @@ async function undo() {
   render();
   if (!list.focus(todos[0].id)) filterButtons.find((each) => each.ariaPressed === "true").focus();
   const went = await Promise.all(restored);
-  const failed = todos.filter((_, index) => !went[index]);
+  const failed = todos.filter((todo, index) => !went[index] && !find(todo.id));
   if (failed.length > 0) offerUndo(failed);
 }
 
