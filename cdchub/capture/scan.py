@@ -50,6 +50,11 @@ def exact_columns(columns: Sequence[str]) -> str:
 def text_codec(db: Database) -> str:
     """How the bytes are to be read that a cast makes of TEXT: they are the database's own."""
     ((encoding,),) = db.execute("PRAGMA encoding")
+    return codec_of(encoding)
+
+
+def codec_of(encoding: str) -> str:
+    """Python's name of an encoding of SQLite's."""
     return _CODECS[encoding]
 
 

@@ -16,6 +16,7 @@ from cdchub.capture.connection import FileIdentity, SourcePaths, open_source
 from cdchub.capture.driver import Busy, Connection, ConstraintFailed, Damaged, Unwritable
 from cdchub.capture.install import TABLES
 from cdchub.capture.outbox import outbox_head
+from cdchub.capture.scan import codec_of, decode_exact, exact_columns
 from cdchub.capture.triggers import OUTBOX
 from cdchub.change import SqliteValue
 from cdchub.errors import ConstraintViolation, Overloaded, StartError
@@ -58,12 +59,25 @@ class SourceWriterThread:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="cdchub-writer")
         self._turn = asyncio.Lock()
         self._connection: Connection | None = None
+        self._codec: str | None = None
         self._files = FileIdentity(paths)
 
     async def query(self, sql: str, parameters: Sequence[SqliteValue] = ()) -> Rows:
         """Runs one reading statement in a snapshot of its own."""
         async with self._turn:
             return await self._in_thread(sql, parameters)
+
+    async def query_exact(
+        self, columns: Sequence[str], rest: str, parameters: Sequence[SqliteValue] = ()
+    ) -> Rows:
+        """Runs `SELECT <columns> <rest>`; TEXT that is not UTF-8 comes as `InvalidText`."""
+        async with self._turn:
+            sql = f"SELECT {exact_columns(columns)} {rest}"
+            rows = await self._in_thread(sql, parameters)
+            if self._codec is None:
+                ((encoding,),) = await self._in_thread("PRAGMA encoding", ())
+                self._codec = codec_of(encoding)
+            return [decode_exact(row, self._codec) for row in rows]
 
     async def query_at(self, sql: str, parameters: Sequence[SqliteValue] = ()) -> tuple[Rows, int]:
         """Like `query`, with the LSN that the rows show."""
@@ -134,7 +148,7 @@ class SourceWriterThread:
             if self._connection.in_transaction:
                 raise Overloaded("the database was replaced in the middle of this; try again")
             self._connection.abandon()
-            self._connection = None
+            self._connection = self._codec = None
         if self._connection is None:
             self._connection = open_source(self._paths)
             self._files = FileIdentity(self._paths)

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from cdchub.change import from_wire
 from cdchub.fanout import Item
 from cdchub.position import Epoch, Position
 
@@ -153,12 +154,12 @@ def chat_message(row: MessageRow, lsn: int) -> ChatMessage:
     at_ms = row.created_at
     known = isinstance(at_ms, int) and _EARLIEST_MS <= at_ms <= _LATEST_MS
     return ChatMessage(
-        room=_text(row.room),
-        user_id=_text(row.user_id),
-        content=_text(row.content),
+        room=_shown(row.room),
+        user_id=_shown(row.user_id),
+        content=_shown(row.content),
         timestamp=_iso(at_ms) if known else None,
         lsn=lsn,
-        message_id=_text(row.id),
+        message_id=_shown(row.id),
     )
 
 
@@ -167,8 +168,13 @@ def message_of(values: tuple[Any, ...], lsn: int) -> ChatMessage:
     return chat_message(MessageRow(*values), lsn)
 
 
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else "" if value is None else str(value)
+def _shown(value: Any) -> str:
+    """A value as a person can read it, from the wire or from a row."""
+    if isinstance(value, dict):
+        value = from_wire(value)
+    if isinstance(value, bytes):
+        return bytes(value).decode("utf-8", "replace")
+    return "" if value is None else str(value)
 
 
 def _iso(at_ms: int) -> str:

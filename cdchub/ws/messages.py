@@ -24,7 +24,11 @@ from cdchub.ws.frames import ChatMessage, decode_change, message_of
 
 TABLE = "messages"
 COLUMNS = ("id", "room", "user_id", "content", "created_at")
-_SELECT = f"SELECT rowid, {', '.join(COLUMNS)} FROM {TABLE} WHERE room = ?"
+_ROW = ("rowid", *COLUMNS)
+_OF_ROOM = f"FROM {TABLE} WHERE room = ?"
+_LISTED = "(SELECT value FROM json_each(?))"
+# Rooms of which it is known which messages moved into them; the others are looked through again.
+_MOVES_KNOWN_MAX = 1_000
 _SHAPE = f"{TABLE}(id TEXT PRIMARY KEY, room TEXT, user_id TEXT, content TEXT, created_at INTEGER)"
 SCHEMA = f"CREATE TABLE IF NOT EXISTS {_SHAPE}"
 # LSNs that are looked through at first, backwards; each further look goes back four times as far.
@@ -41,6 +45,14 @@ class Stored:
     duplicate: bool
 
 
+@dataclass(slots=True)
+class _Moves:
+    """By message, the LSN at which it came into a room from another one, as far as `upto`."""
+
+    upto: Cursor
+    lsns: dict[str, int]
+
+
 class Messages:
     def __init__(self, writer: SourceWriter, present: Present, *, work_s_max: float) -> None:
         self._writer = writer
@@ -48,6 +60,7 @@ class Messages:
         self._work_s_max = work_s_max
         # The catalog for which the table was found to be fit.
         self._checked: Catalog | None = None
+        self._moves: dict[str, _Moves] = {}
 
     async def check(self) -> None:
         """Raises `RoomsUnavailable` where there is no table `messages` of the right shape."""
@@ -71,6 +84,7 @@ class Messages:
 
     async def add(self, user_id: str, room: str, content: str, message_id: str | None) -> Stored:
         """Stores a message once. Raises `Conflict` where the id is another message's."""
+        await self.check()
         message_id = message_id or str(uuid.uuid4())
         async with self._writer.transaction() as tx:
             added = await tx.execute(
@@ -94,18 +108,23 @@ class Messages:
 
         `before_id`: the message whose LSN follows `upto`; it is needed where that is 0.
         """
+        await self.check()
         async with self._bounded():
             found, oldest_row = await self._logged(room, upto, limit + 1)
             if oldest_row is None and before_id is not None:
-                rows = await self._writer.query(f"{_SELECT} AND id = ?", (room, before_id))
+                rows = await self._writer.query(
+                    f"SELECT rowid {_OF_ROOM} AND id = ?", (room, before_id)
+                )
                 oldest_row = rows[0][0] if rows else None
             if oldest_row is None:
                 oldest_row = await self._first_row_after(room, upto)
             if len(found) <= limit:
                 # Rows are numbered in the order in which they came: these were there before the log.
-                rows = await self._writer.query(
-                    f"{_SELECT} AND rowid < ? ORDER BY rowid DESC LIMIT ?",
-                    (room, oldest_row, limit + 1 - len(found)),
+                moved = json.dumps(await self._moved_in(room))
+                rows = await self._writer.query_exact(
+                    _ROW,
+                    f"{_OF_ROOM} AND rowid < ? AND id NOT IN {_LISTED} ORDER BY rowid DESC LIMIT ?",
+                    (room, oldest_row, moved, limit + 1 - len(found)),
                 )
                 found += [message_of(row[1:], 0) for row in rows]
         return found[:limit][::-1], len(found) > limit
@@ -120,8 +139,8 @@ class Messages:
             # A message that came from another room has a number from long ago.
             moved = {i for i, _, is_new in part if not is_new}
             seen.update(lsns)
-            rows = await self._writer.query(
-                f"{_SELECT} AND id IN (SELECT value FROM json_each(?))", (room, json.dumps([*lsns]))
+            rows = await self._writer.query_exact(
+                _ROW, f"{_OF_ROOM} AND id IN {_LISTED}", (room, json.dumps([*lsns]))
             )
             told = [(lsns[row[1]], row) for row in rows]
             told.sort(key=lambda each: -each[0])
@@ -133,6 +152,23 @@ class Messages:
                 break
         return found, oldest_row
 
+    async def _moved_in(self, room: str) -> list[str]:
+        """The messages that came from other rooms, as far as the log has that."""
+        present = self._present
+        epoch, upto = present.cursor.epoch, present.cursor.lsn
+        known = self._moves.pop(room, None)
+        if known is None or known.upto.epoch != epoch:
+            known = _Moves(Cursor(epoch, 0), {})
+        async for part in self._backwards(room, upto, known.upto.lsn):
+            for message_id, lsn, is_new in part:
+                if not is_new:
+                    known.lsns[message_id] = max(lsn, known.lsns.get(message_id, 0))
+        known.upto = Cursor(epoch, upto)
+        self._moves[room] = known
+        if len(self._moves) > _MOVES_KNOWN_MAX:
+            del self._moves[next(iter(self._moves))]
+        return [i for i, lsn in known.lsns.items() if lsn > present.oldest.lsn]
+
     async def _first_row_after(self, room: str, upto: int) -> int:
         """The rowid of the first message that came after an LSN; one beyond all, where none did."""
         while True:
@@ -140,7 +176,7 @@ class Messages:
             parts = self._backwards(room, scanned.lsn, upto)
             newer = [i async for part in parts for i, _, is_new in part if is_new]
             rows, head = await self._writer.query_at(
-                f"SELECT min(rowid) FROM {TABLE} WHERE id IN (SELECT value FROM json_each(?))"
+                f"SELECT min(rowid) FROM {TABLE} WHERE id IN {_LISTED}"
                 f" UNION ALL SELECT coalesce(max(rowid), 0) + 1 FROM {TABLE}",
                 (json.dumps(newer),),
             )

@@ -65,7 +65,13 @@ const CONTENT_CHARS_MAX = 16_384;
 const TYPING_REPEAT_MS = 3_000;
 const TYPING_FORGOTTEN_MS = 5_000;
 // Refusals that pass; all others last until the request is another one.
-const PASSING = new Set(["overloaded", "too_many_requests", "internal", "timeout", "duplicate_sub"]);
+const PASSING = new Set([
+  "overloaded",
+  "too_many_requests",
+  "internal",
+  "timeout",
+  "duplicate_sub",
+]);
 
 const quoted = (text) => `"${String(text).replace(/["\\]/g, "\\$&")}"`;
 const lower = (name) => name.replace(/[A-Z]+/g, (letters) => letters.toLowerCase());
@@ -182,13 +188,15 @@ export function overlay(rows, writes) {
 export function confirm(writes, key, row, { all = false } = {}) {
   for (const edit of writes.flatMap((write) => write.edits)) {
     if (edit.key !== key || edit.confirmed) continue;
-    const isDone = row === undefined ? !edit.row : !edit.deleted && (edit.row || holds(row, edit.patch));
+    const isDone =
+      row === undefined ? !edit.row : !edit.deleted && (edit.row || holds(row, edit.patch));
     if (isDone) edit.confirmed = true;
     if (!isDone || !all) return;
   }
 }
 
-const holds = (row, patch) => Object.keys(patch).every((column) => same(row[column], patch[column]));
+const holds = (row, patch) =>
+  Object.keys(patch).every((column) => same(row[column], patch[column]));
 
 // Chat.
 
@@ -214,7 +222,9 @@ export function foldRoom(room, frame) {
       return {
         ...room,
         messages: room.messages.map((message) =>
-          message.messageId === frame.messageId ? { ...messageOf(frame), lsn: message.lsn } : message,
+          message.messageId === frame.messageId
+            ? { ...messageOf(frame), lsn: message.lsn }
+            : message,
         ),
       };
     case "message-deleted":
@@ -361,7 +371,8 @@ class Feed {
 
   /** Delivers now if the last transaction is whole, otherwise after a moment. */
   deliverWhole() {
-    if (!this.recent.at(-1)?.commit) this.timer ??= setTimeout(() => this.deliver(), TRANSACTION_WAIT_MS);
+    if (!this.recent.at(-1)?.commit)
+      this.timer ??= setTimeout(() => this.deliver(), TRANSACTION_WAIT_MS);
     else if (!this.isDue) {
       this.isDue = true;
       soon(() => {
@@ -443,18 +454,28 @@ class Room {
     const missing = history - messages.length;
     this.historyWanted = Math.max(this.historyWanted, history);
     if (!joined || !more || missing <= 0) return;
-    this.connection.say({ type: "history", room: this.name, limit: missing, ...beforeOf(messages[0]) });
+    this.connection.say({
+      type: "history",
+      room: this.name,
+      limit: missing,
+      ...beforeOf(messages[0]),
+    });
   }
 
   take(frame) {
     const isFirst = this.position === null;
     if (frame.position) this.position = frame.position;
-    else if (frame.type.startsWith("message") && this.position && frame.lsn > lsnOf(this.position)) {
+    else if (
+      frame.type.startsWith("message") &&
+      this.position &&
+      frame.lsn > lsnOf(this.position)
+    ) {
       this.position = `${epochOf(this.position)}:${frame.lsn}`;
     }
     if (frame.type === "heartbeat" || frame.type === "caught-up") return;
     if (frame.type === "error" && frame.id === `join ${this.name}`) {
-      if (PASSING.has(frame.code)) setTimeout(() => this.join(), frame.retryAfterMs ?? BACKOFF_BASE_MS);
+      if (PASSING.has(frame.code))
+        setTimeout(() => this.join(), frame.retryAfterMs ?? BACKOFF_BASE_MS);
       else this.error = frame.message;
       return this.tellStatus();
     }
@@ -501,7 +522,10 @@ class Room {
     if (seat.isBehind) attached.isStale = true;
     else if (attached.isStale) {
       attached.isStale = false;
-      seat.post({ op: "room", handle, state: this.state, ...this.told }, this.state.messages.length);
+      seat.post(
+        { op: "room", handle, state: this.state, ...this.told },
+        this.state.messages.length,
+      );
     } else {
       seat.post({ op: "frame", handle, frame, ...this.told }, 1);
     }
@@ -737,14 +761,16 @@ class SocketTransport {
       this.watch(frame.heartbeat);
       this.connection.userId = frame.userId;
       this.connection.up();
-      for (const feed of this.connection.feeds.values()) if (feed.error === null) this.connect(feed);
+      for (const feed of this.connection.feeds.values())
+        if (feed.error === null) this.connect(feed);
       for (const room of this.connection.rooms.values()) room.join();
       return;
     }
     if (frame.retryAfterMs && !frame.sub) this.retryAfterMs = frame.retryAfterMs;
     if (frame.sub) this.takeOfFeed(frame);
     else if (frame.room) this.connection.rooms.get(frame.room)?.take(frame);
-    else if (frame.type === "ack") for (const room of this.connection.rooms.values()) room.take(frame);
+    else if (frame.type === "ack")
+      for (const room of this.connection.rooms.values()) room.take(frame);
   }
 
   takeOfFeed(frame) {
@@ -824,7 +850,8 @@ export function streamQuery(requests) {
       const isPlain = /^(?:"(?:[^"\\]|\\.)*"|[^."=]+)=/.test(filter);
       query.append("filter", isPlain ? `${quoted(table)}.${filter}` : filter);
     }
-    for (const column of columns ?? []) query.append("columns", `${quoted(table)}.${quoted(column)}`);
+    for (const column of columns ?? [])
+      query.append("columns", `${quoted(table)}.${quoted(column)}`);
   }
   return query;
 }
@@ -1017,7 +1044,9 @@ class Holder {
     this.base = base;
     this.lock = lock;
     this.seats = new Set();
-    this.main = new Connection(base, null, () => this.seats.forEach((seat) => seat.tellConnection()));
+    this.main = new Connection(base, null, () =>
+      this.seats.forEach((seat) => seat.tellConnection()),
+    );
     this.others = new Map(); // user → connection, where tabs chat under several names
     this.timer = null;
   }
@@ -1073,7 +1102,8 @@ class Holder {
 
   rest() {
     // Who is in a room is present there, also while they don't look.
-    for (const connection of this.connections) if (!connection.rooms.size) connection.letGo("connecting");
+    for (const connection of this.connections)
+      if (!connection.rooms.size) connection.letGo("connecting");
   }
 }
 
@@ -1204,7 +1234,10 @@ const links = new Map(); // base → Link
 function linkTo(url) {
   if (typeof document === "undefined") return null;
   // Beside this file, so that it is found under any prefix.
-  const base = new URL(url ? `${url.replace(/\/*$/, "")}/` : ".", url ? document.baseURI : import.meta.url);
+  const base = new URL(
+    url ? `${url.replace(/\/*$/, "")}/` : ".",
+    url ? document.baseURI : import.meta.url,
+  );
   if (!links.has(base.href)) links.set(base.href, new Link(base.href));
   return links.get(base.href);
 }
@@ -1226,7 +1259,8 @@ class Link {
     this.ready = lockForLife(`${WORKER_NAME} tab ${this.tab}`);
     this.share();
     document.addEventListener("visibilitychange", () => this.look());
-    for (const name of ["online", "offline"]) addEventListener(name, () => this.post({ op: "probe" }));
+    for (const name of ["online", "offline"])
+      addEventListener(name, () => this.post({ op: "probe" }));
     addEventListener("pagehide", () => this.post({ op: "bye" }));
     addEventListener("pageshow", (event) => event.persisted && this.share());
     this.look();
@@ -1249,7 +1283,8 @@ class Link {
 
   /** One of the tabs becomes the holder; when it goes, another one does. */
   elect() {
-    if (!navigator.locks || typeof BroadcastChannel === "undefined") return this.hold(new Holder(this.base));
+    if (!navigator.locks || typeof BroadcastChannel === "undefined")
+      return this.hold(new Holder(this.base));
     const name = `${WORKER_NAME} ${this.base}`;
     const hall = new BroadcastChannel(name);
     const call = () => hall.postMessage({ tab: this.tab });
@@ -1408,7 +1443,7 @@ export function collection({ table, key, initialData, since, where, columns, roo
   const order = new Set(rows.keys());
   let data = [...rows.values()];
   let loaded = initialData !== undefined;
-  let isFilled = false;
+  let wasAsked = false;
   let position = since ?? null;
   /** @type {Status} */
   let status = "connecting";
@@ -1453,7 +1488,7 @@ export function collection({ table, key, initialData, since, where, columns, roo
     const always = !loaded;
     loaded = true;
     show({ always });
-    if (message.op === "changes") for (const change of message.changes) tell(changeWatchers, change);
+    for (const change of message.changes ?? []) tell(changeWatchers, change);
   }
 
   function confirmAll(edits) {
@@ -1514,8 +1549,8 @@ export function collection({ table, key, initialData, since, where, columns, roo
   const line = linkTo(url)?.attach(
     // A holder that follows another one fills anew: only it knows what comes next.
     () => {
-      const from = isFilled ? null : (since ?? null);
-      isFilled = true;
+      const from = wasAsked ? null : (since ?? null);
+      wasAsked = true;
       return { op: "attach", request, since: from };
     },
     heard,
@@ -1638,7 +1673,8 @@ export function room(name, { history = 50, user, url } = {}) {
       questions.clear();
     }
     // Whatever was under way may be lost: the hub knows a message by its id and stores it once.
-    if (state.joined && (!wasJoined || message.op === "room")) for (const each of pending.values()) put(each);
+    if (state.joined && (!wasJoined || message.op === "room"))
+      for (const each of pending.values()) put(each);
     if (status === "closed" && error) {
       for (const each of [...pending.values()]) fail(each, error);
     }
@@ -1796,6 +1832,8 @@ export function connection({ url } = {}) {
 const scope = /** @type {any} */ (globalThis);
 if (scope.SharedWorkerGlobalScope && scope.name === WORKER_NAME) {
   const base = new URL(".", import.meta.url).href;
-  const holder = lockForLife(`${WORKER_NAME} holder ${newId()}`).then((lock) => new Holder(base, lock));
+  const holder = lockForLife(`${WORKER_NAME} holder ${newId()}`).then(
+    (lock) => new Holder(base, lock),
+  );
   scope.onconnect = async ({ ports: [port] }) => (await holder).accept(port);
 }
