@@ -49,6 +49,8 @@ const cleaned = (text, charsMax) =>
 
 // Rooms.
 
+const page = { isSeen, moved };
+
 /** Brings a room to the front, and joins it if need be. */
 function open(name, { replace = false } = {}) {
   if (!joined.has(name)) {
@@ -56,7 +58,7 @@ function open(name, { replace = false } = {}) {
       refuse(`You are in ${ROOMS_MAX} rooms. Leave one of them first.`);
       return;
     }
-    joined.set(name, new Joined(name, user, moved));
+    joined.set(name, new Joined(name, user, page));
   }
   const address = new URL(location.href);
   address.searchParams.set("room", name);
@@ -87,11 +89,15 @@ function leave(name) {
   open([...joined.keys()].at(-1) ?? ROOMS[0]);
 }
 
+/** Whether one sees what comes into a room now. */
+function isSeen(room) {
+  return room === front && log.isPinned && document.visibilityState === "visible";
+}
+
 /** Something in a room has moved. */
 function moved(room) {
   if (room === front) {
     log.render();
-    if (log.isPinned && document.visibilityState === "visible" && room.isLoaded) room.markRead();
     show();
   } else showRooms();
 }
@@ -365,7 +371,7 @@ function become(name) {
   rememberName(name);
   for (const { name: room, draft, problem, close } of [...joined.values()]) {
     close();
-    joined.set(room, Object.assign(new Joined(room, user, moved), { draft, problem }));
+    joined.set(room, Object.assign(new Joined(room, user, page), { draft, problem }));
   }
 }
 
@@ -390,6 +396,6 @@ connection().onStatus((status) => status === "live" && discover());
 const given = cleaned(asked("user") || recallName() || "", NAME_CHARS_MAX);
 const guest = `guest-${crypto.getRandomValues(new Uint32Array(1))[0].toString(36).slice(-4)}`;
 become(given || (await askName(guest)));
-for (const name of recallJoined()) joined.set(name, new Joined(name, user, moved));
+for (const name of recallJoined()) joined.set(name, new Joined(name, user, page));
 open(roomAsked(), { replace: true });
 focusBox();
