@@ -50,6 +50,8 @@ def test_two_people_chat(demo: HubProcess, windows: Windows) -> None:
     for page in (ann, bob):
         expect(texts(page)).to_have_text(["hello", "hi ann"])
         expect(page.get_by_text("Sending…")).to_have_count(0)
+        # What one sees come in is not new.
+        expect(page.get_by_text("New messages")).to_have_count(0)
     expect(message(bob, "hello").locator(".author")).to_have_text("ann")
     assert stored(demo.database) == ["hello", "hi ann"]
 

@@ -41,9 +41,14 @@ export const recallJoined = () => [...recallRooms().keys()].slice(0, ROOMS_MAX);
 
 /** One joined room. */
 export class Joined {
-  /** @param {(joined: Joined) => void} moved called when anything in it has changed */
-  constructor(name, user, moved) {
+  /**
+   * @param {object} page
+   * @param {(joined: Joined) => boolean} page.isSeen whether one sees what comes into it now
+   * @param {(joined: Joined) => void} page.moved called when anything in it has changed
+   */
+  constructor(name, user, { isSeen, moved }) {
     this.name = name;
+    this.isSeen = isSeen;
     this.isLoaded = false;
     this.hasOlder = true;
     /** The id of the first message that is shown. */
@@ -73,7 +78,8 @@ export class Joined {
   take(state) {
     const oldest = this.state.messages[0]?.messageId;
     this.state = state;
-    if (!this.isLoaded && state.joined) {
+    const isFirst = !this.isLoaded && state.joined;
+    if (isFirst) {
       this.isLoaded = true;
       if (this.read === undefined) this.markRead();
     }
@@ -82,7 +88,12 @@ export class Joined {
     if (oldest !== messages[0]?.messageId && !messages.some((m) => m.messageId === oldest)) {
       this.hasOlder = true;
     }
-    const unread = this.isLoaded ? this.countUnread() : 0;
+    if (!this.isLoaded) return;
+    if (!isFirst && this.isSeen(this)) {
+      this.markRead();
+      return;
+    }
+    const unread = this.countUnread();
     if (unread && !this.unread) this.marker = this.read?.id ?? null;
     this.unread = unread;
   }

@@ -76,9 +76,11 @@ export function foldAt(text) {
 export function colourOf(name) {
   let hash = 0;
   for (let place = 0; place < name.length; place++) {
-    hash = (Math.imul(hash, 31) + name.charCodeAt(place)) | 0;
+    hash = Math.imul(hash ^ name.charCodeAt(place), 0x01000193);
   }
-  return Math.abs(hash) % COLOURS;
+  // The lowest bits of a product know little of the whole.
+  hash = Math.imul(hash ^ (hash >>> 16), 0x85ebca6b);
+  return ((hash ^ (hash >>> 13)) >>> 0) % COLOURS;
 }
 
 /** "ann is typing…" @param {string[]} names */

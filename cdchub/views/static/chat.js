@@ -1,8 +1,9 @@
 // The chat page: rooms side by side, one of them in front, and what one writes into it.
 import { connection } from "/cdc/client.js";
+import { RoomList, setText, showMembers } from "./chat-lists.js";
 import { MessageLog } from "./chat-log.js";
 import { Joined, ROOMS_MAX, recallJoined, recallName, rememberName } from "./chat-rooms.js";
-import { colourOf, typingText } from "./chat-text.js";
+import { typingText } from "./chat-text.js";
 import { showStatus } from "./status.js";
 
 const ROOMS = ["lobby", "random", "help"];
@@ -12,8 +13,6 @@ const MESSAGE_CHARS_MAX = 16_384;
 // How many changes back rooms are looked for, and how many of them are shown.
 const LOOK_BACK_LSNS = 2_000;
 const FOUND_MAX = 50;
-const MEMBERS_SHOWN = 100;
-const UNREAD_SHOWN = 99;
 const BOX_PX_MAX = 200;
 const OFFLINE = "Not sent: there is no connection now. Your message stays here.";
 const ONLINE_AGAIN = "The connection is back: press Enter to send your message.";
@@ -41,13 +40,23 @@ const log = new MessageLog({
   },
 });
 
-const setText = (element, text) => {
-  if (element.textContent !== text) element.textContent = text;
-};
 const cleaned = (text, charsMax) =>
   [...text.trim().toWellFormed()].slice(0, charsMax).join("").trim();
 
 // Rooms.
+
+const page = { isSeen, moved };
+const roomList = new RoomList({
+  open: (name) => {
+    open(name);
+    focusBox();
+  },
+  leave: (name, link) => {
+    leave(name);
+    link.focus({ preventScroll: true });
+    if (!link.isConnected) box.focus();
+  },
+});
 
 /** Brings a room to the front, and joins it if need be. */
 function open(name, { replace = false } = {}) {
@@ -56,7 +65,7 @@ function open(name, { replace = false } = {}) {
       refuse(`You are in ${ROOMS_MAX} rooms. Leave one of them first.`);
       return;
     }
-    joined.set(name, new Joined(name, user, moved));
+    joined.set(name, new Joined(name, user, page));
   }
   const address = new URL(location.href);
   address.searchParams.set("room", name);
@@ -87,11 +96,15 @@ function leave(name) {
   open([...joined.keys()].at(-1) ?? ROOMS[0]);
 }
 
+/** Whether one sees what comes into a room now. */
+function isSeen(room) {
+  return room === front && log.isPinned && document.visibilityState === "visible";
+}
+
 /** Something in a room has moved. */
 function moved(room) {
   if (room === front) {
     log.render();
-    if (log.isPinned && document.visibilityState === "visible" && room.isLoaded) room.markRead();
     show();
   } else showRooms();
 }
@@ -116,104 +129,8 @@ function reasonOf({ error }) {
   return /[.!?]$/.test(reason) ? reason : `${reason}.`;
 }
 
-function showMembers(members, self) {
-  setText($("members-count"), members.length ? numberFormat.format(members.length) : "");
-  const lines = members.slice(0, MEMBERS_SHOWN).map((name) => {
-    const item = document.createElement("li");
-    const text = document.createElement("b");
-    text.className = "author";
-    text.dir = "auto";
-    text.textContent = name;
-    item.dataset.colour = String(colourOf(name));
-    item.append(text, name === self ? " (you)" : "");
-    return item;
-  });
-  const more = members.length - lines.length;
-  if (more > 0) {
-    const item = document.createElement("li");
-    item.className = "soft";
-    item.textContent = `and ${numberFormat.format(more)} more`;
-    lines.push(item);
-  }
-  const list = $("members");
-  const isAsBefore =
-    list.children.length === lines.length &&
-    lines.every((line, index) => line.isEqualNode(list.children[index]));
-  if (!isAsBefore) list.replaceChildren(...lines);
-}
-
 function showRooms() {
-  const names = [...new Set([...ROOMS, ...joined.keys(), ...found])];
-  const list = $("rooms");
-  const known = new Map([...list.children].map((item) => [item.dataset.room, item]));
-  for (const [index, name] of names.entries()) {
-    const item = known.get(name) ?? roomItem(name);
-    known.delete(name);
-    showRoom(item, name);
-    if (list.children[index] !== item) list.insertBefore(item, list.children[index] ?? null);
-  }
-  for (const item of known.values()) item.remove();
-
-  let elsewhere = 0;
-  let all = 0;
-  for (const room of joined.values()) {
-    all += room.unread;
-    if (room !== front) elsewhere += room.unread;
-  }
-  showCount($("unread-elsewhere"), elsewhere);
-  const title = `${all ? `(${shortened(all)}) ` : ""}Chat - Live Rooms`;
-  if (document.title !== title) document.title = title;
-}
-
-const shortened = (count) => (count > UNREAD_SHOWN ? `${UNREAD_SHOWN}+` : String(count));
-
-/** @param {HTMLElement} badge a number, and a word that screen readers say */
-function showCount(badge, count) {
-  badge.hidden = !count;
-  setText(badge.firstElementChild, shortened(count));
-}
-
-function roomItem(name) {
-  const item = document.createElement("li");
-  item.dataset.room = name;
-  const link = document.createElement("a");
-  link.href = `?room=${encodeURIComponent(name)}`;
-  const text = document.createElement("span");
-  text.className = "name";
-  text.dir = "auto";
-  text.textContent = name;
-  link.append(text, " ", $("unread-elsewhere").cloneNode(true));
-  link.lastChild.removeAttribute("id");
-  link.addEventListener("click", (event) => {
-    // With a key held, a browser opens it elsewhere.
-    if (event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
-    event.preventDefault();
-    open(name);
-    focusBox();
-  });
-  const button = document.createElement("button");
-  button.type = "button";
-  button.className = "quiet leave";
-  button.textContent = "×";
-  button.setAttribute("aria-label", `Leave ${name}`);
-  button.title = `Leave ${name}`;
-  button.addEventListener("click", () => {
-    leave(name);
-    link.focus({ preventScroll: true });
-    if (!link.isConnected) box.focus();
-  });
-  item.append(link, button);
-  return item;
-}
-
-function showRoom(item, name) {
-  const [link, button] = item.children;
-  const room = joined.get(name);
-  if (room && room === front) link.setAttribute("aria-current", "true");
-  else link.removeAttribute("aria-current");
-  item.classList.toggle("joined", Boolean(room));
-  button.hidden = !room || joined.size === 1;
-  showCount(link.lastElementChild, room?.unread ?? 0);
+  roomList.show([...new Set([...ROOMS, ...joined.keys(), ...found])], joined, front);
 }
 
 /** Looks for rooms in which people are, or in which something was said lately. */
@@ -365,7 +282,7 @@ function become(name) {
   rememberName(name);
   for (const { name: room, draft, problem, close } of [...joined.values()]) {
     close();
-    joined.set(room, Object.assign(new Joined(room, user, moved), { draft, problem }));
+    joined.set(room, Object.assign(new Joined(room, user, page), { draft, problem }));
   }
 }
 
@@ -390,6 +307,6 @@ connection().onStatus((status) => status === "live" && discover());
 const given = cleaned(asked("user") || recallName() || "", NAME_CHARS_MAX);
 const guest = `guest-${crypto.getRandomValues(new Uint32Array(1))[0].toString(36).slice(-4)}`;
 become(given || (await askName(guest)));
-for (const name of recallJoined()) joined.set(name, new Joined(name, user, moved));
+for (const name of recallJoined()) joined.set(name, new Joined(name, user, page));
 open(roomAsked(), { replace: true });
 focusBox();
