@@ -1,4 +1,4 @@
-"""Positions that can't be served over WebSocket, and quiet subscriptions, whose positions always can."""
+"""Positions that can't be served over WebSocket, and quiet subscriptions, whose always can."""
 
 from __future__ import annotations
 
@@ -90,9 +90,11 @@ def test_a_quiet_subscription_never_expires(pruned: HubProcess) -> None:
         peer.ask("subscribe", sub="s", table="quiet")
         peer.join("r")
         forget(pruned)
-        head = pruned.head()
-        position = peer.find("heartbeat", sub="s", position=head)["position"]
-        assert peer.find("heartbeat", room="r", position=head)
+        head = pruned.status()["headLsn"]
+        for address in ({"room": "r"}, {"sub": "s"}):
+            position = peer.find("heartbeat", **address)["position"]
+            while int(position.split(":")[1]) < head:
+                position = peer.find("heartbeat", **address)["position"]
     with opened(pruned) as again:
         again.ask("subscribe", sub="s", table="quiet", since=position)
         again.join("r", since=position)
@@ -136,7 +138,7 @@ def test_a_schema_change_under_a_subscription_is_what_the_stream_says(
 
 
 def test_many_resets_of_many_subscriptions(pruned: HubProcess, tmp_path: Path) -> None:
-    """A restored database: each of a connection's subscriptions and rooms is reset once, and goes on."""
+    """A restored database: each subscription and room of a connection is reset once, and goes on."""
     backup(pruned.database, tmp_path / "copy.db")
     run_sql(pruned.database, "INSERT INTO t VALUES (1000)")
     with ExitStack() as stack:
