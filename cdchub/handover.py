@@ -10,7 +10,9 @@ With any uvicorn: `uvicorn.run(app, http="cdchub.handover:HandOverProtocol")`.
 from __future__ import annotations
 
 import asyncio
+import sys
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from cdchub.fanout import EXTENSION
@@ -19,13 +21,25 @@ from cdchub.fanout import EXTENSION
 class HandOverProtocol(HttpToolsProtocol):
     """One connection. Each request finds a `_HandOver` in its scope (ASGI 3.0, "Extensions")."""
 
+    behind_request = b""
+    _piece = b""
+
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
         # An extension is a dict by the letter of ASGI; this one is an object, for our own app.
         self.scope["extensions"] = {EXTENSION: _HandOver(self, self.cycle)}  # type: ignore[dict-item]
 
+    def data_received(self, data: bytes) -> None:
+        self._piece = data
+        super().data_received(data)
+        self._piece = b""
+
     def _unsupported_upgrade_warning(self) -> None:
-        """An upgrade is the app's affair: its request is passed on like any other."""
+        """An upgrade is the app's affair: its request is passed on like any other, and what came behind
+        it is of the other protocol."""
+        error = sys.exception()
+        if isinstance(error, httptools.HttpParserUpgrade):
+            self.behind_request += self._piece[error.args[0] :]
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -59,6 +73,11 @@ class _HandOver:
         its bytes are the same for everybody, with no chunks around them."""
         self._cycle.chunked_encoding = False
         self._cycle.keep_alive = False
+
+    @property
+    def behind_request(self) -> bytes:
+        """What the peer has sent already for the protocol that it asked to change to."""
+        return self._protocol.behind_request
 
     async def take_transport(self) -> asyncio.Transport | None:
         """The connection, with what was written of the response, its head or nothing; None where the

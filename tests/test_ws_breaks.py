@@ -1,4 +1,4 @@
-"""Positions that can't be served over WebSocket, and quiet subscriptions, whose always can."""
+"""Positions that can't be served over WebSocket, and quiet subscriptions, whose positions can."""
 
 from __future__ import annotations
 

@@ -225,7 +225,8 @@ class Core:
         )
         self._wheel[subscriber.slot].add(subscriber)
         self.subscriber_count += 1
-        self.connection_count += transport == OWN_CONNECTION
+        if transport == OWN_CONNECTION:
+            self.connection_count += 1
         self._empty.clear()
         self.outcomes["opened"] += 1
         sink.listen(subscriber)
@@ -263,9 +264,9 @@ class Core:
         self._feeds.part(subscriber.feed)
         self._wheel[subscriber.slot].discard(subscriber)
         self.subscriber_count -= 1
-        self.connection_count -= subscriber.transport == OWN_CONNECTION
-        if not self.subscriber_count:
-            self._empty.set()
+        if subscriber.transport == OWN_CONNECTION:
+            self.connection_count -= 1
+        self._look_if_empty()
         if outcome == "stalled":
             subscriber.sink.abort()
         else:
@@ -275,6 +276,19 @@ class Core:
         task, subscriber.task = subscriber.task, None
         if task is not None and task is not asyncio.current_task():
             task.cancel()
+
+    def connection_opened(self) -> None:
+        """A connection is there that has any number of subscribers, none among them."""
+        self.connection_count += 1
+        self._empty.clear()
+
+    def connection_closed(self) -> None:
+        self.connection_count -= 1
+        self._look_if_empty()
+
+    def _look_if_empty(self) -> None:
+        if not (self.subscriber_count or self.connection_count):
+            self._empty.set()
 
     async def drain(self) -> None:
         """Refuses new streams and ends the open ones, spread over the drain window."""

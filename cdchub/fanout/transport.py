@@ -27,6 +27,11 @@ class HandOver(Protocol):
         """To be called before the response's head is sent."""
         ...
 
+    @property
+    def behind_request(self) -> bytes:
+        """What the peer has sent already for another protocol, if it asked for one."""
+        ...
+
     async def take_transport(self) -> asyncio.Transport | None:
         """The connection, once little waits in it; None where the peer is gone. The response's head is
         sent before, or, for a protocol of its own, by whoever takes it."""

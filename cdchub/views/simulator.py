@@ -80,44 +80,47 @@ def counts_at(now_ms: int) -> Statement:
     return COUNTS, (day_ms, visit_ms, day_ms, week_ms, week_ms, day_ms)
 
 
-# Weights of the steps. With the gap above: a visit every 30 s or so, an order every 45 s.
+# Weights of the steps. With the gap above: something on the dashboard moves every five seconds or so,
+# an order comes every 16 s.
 _WEIGHTS = {
-    Step.TOUCH: 60.0,
+    Step.TOUCH: 24.0,
     Step.VISIT: 3.0,
-    Step.ORDER: 2.0,
+    Step.ORDER: 2.5,
     Step.SIGN_UP: 1.2,
     Step.REFUND: 0.6,
-    Step.CHAT: 2.0,
-    Step.TODO: 1.0,
-    Step.TIDY: 0.5,
+    Step.CHAT: 1.2,
+    Step.TODO: 0.6,
+    Step.TIDY: 0.4,
 }
-# Where these counts stand, the step is not taken any more; on the way there it becomes rarer.
+# At these counts a step is half as likely as at first. So a day's orders, say, come to some hundreds,
+# and never to a stop.
+SESSIONS_OF_DAY_HALF = 150
+ORDERS_OF_DAY_HALF = 60
+MESSAGES_OF_DAY_HALF = 50
+# Nobody goes for good, so at this count nobody comes any more.
 USERS_MAX = 1_000
-SESSIONS_OF_DAY_MAX = 1_000
-ORDERS_OF_DAY_MAX = 300
-MESSAGES_OF_DAY_MAX = 300
 # At the most one order in so many is refunded.
 REFUNDED_ONE_IN = 8
 
 
 def weights(counts: Counts) -> dict[Step, float]:
     """How likely each step is now."""
-    orders = counts.refundable + counts.refunded
+    refunded_most = (counts.refundable + counts.refunded) / REFUNDED_ONE_IN
     left = {
-        Step.TOUCH: 1.0 if counts.visiting else 0.0,
-        Step.VISIT: _left(counts.sessions_of_day, SESSIONS_OF_DAY_MAX) if counts.users else 0.0,
-        Step.ORDER: _left(counts.orders_of_day, ORDERS_OF_DAY_MAX) if counts.visiting else 0.0,
-        Step.SIGN_UP: _left(counts.users, USERS_MAX),
-        Step.REFUND: _left(REFUNDED_ONE_IN * counts.refunded, orders) if counts.refundable else 0.0,
-        Step.CHAT: _left(counts.messages_of_day, MESSAGES_OF_DAY_MAX),
-        Step.TODO: 1.0,
-        Step.TIDY: 1.0,
+        Step.TOUCH: bool(counts.visiting),
+        Step.VISIT: _rarer(counts.sessions_of_day, SESSIONS_OF_DAY_HALF) * bool(counts.users),
+        Step.ORDER: _rarer(counts.orders_of_day, ORDERS_OF_DAY_HALF) * bool(counts.visiting),
+        Step.SIGN_UP: max(0.0, 1 - counts.users / USERS_MAX),
+        Step.REFUND: max(0.0, 1 - counts.refunded / refunded_most) if counts.refundable else 0,
+        Step.CHAT: _rarer(counts.messages_of_day, MESSAGES_OF_DAY_HALF),
+        Step.TODO: 1,
+        Step.TIDY: 1,
     }
     return {step: weight * left[step] for step, weight in _WEIGHTS.items()}
 
 
-def _left(have: int, most: int) -> float:
-    return max(0.0, 1.0 - have / most)
+def _rarer(have: int, half: int) -> float:
+    return half / (half + have)
 
 
 def next_step(counts: Counts, *, now_ms: int, random: Random) -> list[Statement]:

@@ -74,12 +74,14 @@ class Direct(asyncio.Protocol):
         self._heard_s = asyncio.get_running_loop().time()
         transport.set_write_buffer_limits(high=buffer_bytes_max)
 
-    def begin(self, session: Session) -> None:
-        """`session` hears what comes from here on."""
+    def begin(self, session: Session, received: bytes) -> None:
+        """`session` hears what comes from here on, after what was `received` already."""
         self._session = session
         self._transport.set_protocol(self)
         session.begin()
         self._transport.resume_reading()
+        if received:
+            self.data_received(received)
 
     # Wire
 

@@ -93,7 +93,7 @@ class WebSocketEndpoint:
         shared = self._shared[text_frame]
         session = Session(shared, connection, user_id)
         shared.began(session)
-        connection.begin(session)
+        connection.begin(session, server.behind_request)
         self._admit(session)
 
     async def _carry(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -58,14 +58,14 @@ class Shared:
         self._next_slot = (self._next_slot + 1) % _SLOTS
         self._slots[self._next_slot].add(session)
         self.core.outcomes["ws_opened"] += 1
-        self.core.connection_count += 1
+        self.core.connection_opened()
         if self._beating is None:
             self._beat_later(0)
 
     def ended(self, session: OpenSession) -> None:
         for slot in self._slots:
             slot.discard(session)
-        self.core.connection_count -= 1
+        self.core.connection_closed()
 
     def drain(self) -> None:
         """Closes every connection (1001) at a time of its own within the drain window."""

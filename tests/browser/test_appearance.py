@@ -249,6 +249,7 @@ def test_other_pages_are_easy_to_read(
 
 
 def assert_readable(page: Page, *, at_least: int) -> None:
+    wait_until_still(page)
     found = page.evaluate(_FAINT_TEXTS)
     assert found["measured"] >= at_least
     assert not found["faint"]

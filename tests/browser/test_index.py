@@ -44,9 +44,13 @@ def test_changes_show_as_they_happen(demo: HubProcess, windows: Windows) -> None
     expect(feed(page).first).to_contain_text("users name <b>Ada</b>")
     run_sql(demo.database, "DELETE FROM users")
     expect(feed(page).first).to_contain_text("DELETE")
-    for n in range(12):
-        run_sql(demo.database, f"INSERT INTO users(id, name) VALUES ('{n}', 'user {n}')")
-    expect(feed(page).first).to_contain_text("user 11")
+    # A column that is added is a change of each row, which had no such value before.
+    run_sql(demo.database, "INSERT INTO users(id, name) VALUES ('u', 'Ada')")
+    run_sql(demo.database, "ALTER TABLE users ADD COLUMN city DEFAULT 'London'")
+    expect(feed(page).first).to_contain_text("city null → London")
+    numbers = "WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 5000)"
+    run_sql(demo.database, f"INSERT INTO users(id, name) {numbers} SELECT i, 'user ' || i FROM n")
+    expect(feed(page).first).to_contain_text("user 5000")
     expect(feed(page)).to_have_count(8)
 
 

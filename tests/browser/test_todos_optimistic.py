@@ -262,6 +262,19 @@ def test_a_deletion_can_be_undone(demo: HubProcess, windows: Windows, by: str) -
     assert (back["id"], back["completed"], back["position"]) == ("b", True, 1)
 
 
+def test_what_is_deleted_in_a_row_comes_back_together(demo: HubProcess, windows: Windows) -> None:
+    put(demo.database, "milk", "bread", "eggs")
+    page = windows.open_live(f"{demo.url}/todos")
+    for title in ("milk", "eggs"):
+        row(page, title).hover()
+        delete_button(page, title).click()
+    expect(page.get_by_text("Deleted 2 todos.")).to_be_visible()
+    wait_stored(demo, "bread")
+    undo_button(page).click()
+    expect(titles(page)).to_have_text(["milk", "bread", "eggs"])
+    wait_stored(demo, "milk", "bread", "eggs")
+
+
 def test_undo_keeps_the_focus_where_the_filter_hides_the_row(
     demo: HubProcess, windows: Windows
 ) -> None:

@@ -104,7 +104,12 @@ def handle(page: Page, title: str) -> Locator:
 
 
 def wait_until_still(page: Page) -> None:
-    page.evaluate("Promise.allSettled(document.getAnimations().map((each) => each.finished))")
+    """Until all animations are over, but for those that have no end."""
+    page.evaluate(
+        "Promise.allSettled(document.getAnimations()"
+        ".filter((each) => each.effect.getComputedTiming().endTime < Infinity)"
+        ".map((each) => each.finished))"
+    )
 
 
 def grab(page: Page, title: str) -> None:

@@ -74,18 +74,17 @@ export class MessageLog {
     if (this.isPinned && messages.length - start > SHOWN_MAX) start = messages.length - SHOWN;
     room.first = messages[start]?.messageId;
     const items = itemsOf(messages, start, room.marker);
-
     const anchor = this.isPinned ? null : this.anchor();
     this.place(items);
-    if (anchor?.isConnected) this.scroller.scrollTop += anchor.offsetTop - this.anchorTop;
-    else if (this.isPinned) this.toEnd();
-
     const isReady = room.isLoaded;
     const isWhole = start === 0 && !room.hasOlder;
     this.olderButton.hidden = !isReady || isWhole;
     this.beginning.hidden = isReady && !isWhole;
     const said = messages.length ? "This is where it begins." : "Nothing has been said here yet.";
     this.beginning.textContent = isReady ? said : "Loading…";
+    const kept = anchor && this.shown.get(anchor.key)?.element;
+    if (kept) this.scroller.scrollTop += bottomOf(kept) - anchor.bottom;
+    else if (this.isPinned) this.toEnd();
     this.setBusy(!isReady || this.isLoading);
     this.showJump();
     // Asked again each time: an observer that sees no move says nothing.
@@ -96,7 +95,8 @@ export class MessageLog {
   /** Screen readers don't read out what is filled in; they do read what is said from then on. */
   setBusy(isBusy) {
     if (isBusy) this.scroller.setAttribute("aria-busy", "true");
-    else requestAnimationFrame(() => this.scroller.setAttribute("aria-busy", String(this.isLoading)));
+    else
+      requestAnimationFrame(() => this.scroller.setAttribute("aria-busy", String(this.isLoading)));
   }
 
   place(items) {
@@ -123,11 +123,14 @@ export class MessageLog {
 
   // The place.
 
+  /** The first message that one can see, and where it ends. */
   anchor() {
-    const top = this.scroller.scrollTop;
-    const anchor = [...this.list.children].find((each) => each.offsetTop + each.offsetHeight > top);
-    this.anchorTop = anchor?.offsetTop;
-    return anchor;
+    const { top } = this.scroller.getBoundingClientRect();
+    // Not a line between messages: those come and go.
+    const messages = [...this.list.querySelectorAll(".message")];
+    const element = messages.find((each) => bottomOf(each) > top);
+    const found = [...this.shown].find(([, shown]) => shown.element === element);
+    return found && { key: found[0], bottom: bottomOf(element) };
   }
 
   toEnd() {
@@ -180,6 +183,8 @@ export class MessageLog {
   }
 }
 
+const bottomOf = (element) => element.getBoundingClientRect().bottom;
+
 // What is shown, in order.
 
 function itemsOf(messages, start, marker) {
@@ -187,7 +192,7 @@ function itemsOf(messages, start, marker) {
   let previous = messages[start - 1] ?? null;
   let day = null;
   for (const message of messages.slice(start)) {
-    const at = message.timestamp === null ? null : new Date(message.timestamp);
+    const at = message.timestamp ? new Date(message.timestamp) : null;
     const itsDay = at?.toDateString() ?? day;
     const isNewDay = itsDay !== day;
     if (isNewDay) items.push({ key: `day ${message.messageId}`, text: dayFormat.format(at) });

@@ -44,7 +44,8 @@ const log = new MessageLog({
 const setText = (element, text) => {
   if (element.textContent !== text) element.textContent = text;
 };
-const cleaned = (text, charsMax) => [...text.trim().toWellFormed()].slice(0, charsMax).join("").trim();
+const cleaned = (text, charsMax) =>
+  [...text.trim().toWellFormed()].slice(0, charsMax).join("").trim();
 
 // Rooms.
 
@@ -59,7 +60,8 @@ function open(name, { replace = false } = {}) {
   }
   const address = new URL(location.href);
   address.searchParams.set("room", name);
-  if (address.href !== location.href) history[replace ? "replaceState" : "pushState"](null, "", address);
+  if (address.href !== location.href)
+    history[replace ? "replaceState" : "pushState"](null, "", address);
   if (front) {
     front.draft = box.value;
     if (!front.unread) front.marker = null;
@@ -98,15 +100,20 @@ function moved(room) {
 function show() {
   const { line, state } = front;
   const isClosed = line.status === "closed";
-  const reason = (line.error ?? "the room is closed").replace(/`([^`]*)`/g, "“$1”");
   $("notice").hidden = !isClosed;
-  setText($("notice"), isClosed ? `There is no chat here: ${reason}.`.replace(/\.\.$/, ".") : "");
-  $("conversation").hidden = isClosed;
+  setText($("notice"), isClosed ? `There is no chat here: ${reasonOf(line)}` : "");
+  $("conversation").hidden = isClosed && !front.isLoaded;
   if (line.status === "live" && front.problem === OFFLINE) refuse(ONLINE_AGAIN);
   setText($("you"), line.userId ?? user);
   setText($("typing"), typingText(state.typing));
   showMembers(state.members, line.userId);
   showRooms();
+}
+
+/** Why a room is closed, as a sentence. */
+function reasonOf({ error }) {
+  const reason = (error ?? "the room is closed").replace(/`([^`]*)`/g, "“$1”");
+  return /[.!?]$/.test(reason) ? reason : `${reason}.`;
 }
 
 function showMembers(members, self) {
@@ -129,7 +136,8 @@ function showMembers(members, self) {
     lines.push(item);
   }
   const list = $("members");
-  const isAsBefore = list.children.length === lines.length &&
+  const isAsBefore =
+    list.children.length === lines.length &&
     lines.every((line, index) => line.isEqualNode(list.children[index]));
   if (!isAsBefore) list.replaceChildren(...lines);
 }
@@ -224,7 +232,10 @@ async function discover() {
     const changes = answer.ok ? (await answer.json()).changes.reverse() : [];
     const said = changes.map(({ newValue }) => newValue?.room);
     const names = new Set([...Object.keys(status.rooms ?? {}), ...said]);
-    found = [...names].filter((name) => typeof name === "string" && name).slice(0, FOUND_MAX).sort();
+    found = [...names]
+      .filter((name) => typeof name === "string" && name)
+      .slice(0, FOUND_MAX)
+      .sort();
     if (front) showRooms();
   } catch (error) {
     // The hub is gone, which the status says, or has no time. Rooms can be joined without this.
@@ -271,7 +282,7 @@ async function send() {
     return;
   }
   if (room.line.status !== "live") {
-    refuse(OFFLINE);
+    refuse(room.line.status === "closed" ? `Not sent: ${reasonOf(room.line)}` : OFFLINE);
     return;
   }
   refuse("");

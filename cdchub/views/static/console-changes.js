@@ -45,7 +45,10 @@ export class ChangeStream {
     this.position = `${epoch}:${start}`;
     if (before === table && position && epochOf(position) === epoch) {
       if (lsnOf(position) >= start) this.position = position;
-      else this.hears.gap(`${numberFormat.format(start - lsnOf(position))} changes were not looked at.`);
+      else
+        this.hears.gap(
+          `${numberFormat.format(start - lsnOf(position))} changes were not looked at.`,
+        );
     }
     this.connect();
   }
@@ -156,7 +159,12 @@ export class ChangeList {
   show() {
     const isHeld = this.isPaused || this.scroller.scrollTop > 8;
     if (!isHeld) {
-      this.list.prepend(...this.waiting.slice(-SHOWN_MAX).reverse().map((make) => make()));
+      this.list.prepend(
+        ...this.waiting
+          .slice(-SHOWN_MAX)
+          .reverse()
+          .map((make) => make()),
+      );
       this.waiting = [];
       this.passed = 0;
       while (this.list.children.length > SHOWN_MAX) this.list.lastElementChild.remove();

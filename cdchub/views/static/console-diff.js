@@ -56,7 +56,9 @@ export function changeElement(change) {
 
 function heading({ type, table, key, lsn, timestamp }) {
   const line = piece("p", "", "what");
-  const keys = Object.entries(key).map(([name, value]) => `${name} = ${shortened(valueText(value))}`);
+  const keys = Object.entries(key).map(
+    ([name, value]) => `${name} = ${shortened(valueText(value))}`,
+  );
   const time = piece("time", timeFormat.format(timestamp), "soft");
   time.dateTime = new Date(timestamp).toISOString();
   line.append(
@@ -92,7 +94,8 @@ function valueElement(tag, text) {
   if (text.length <= FOLD_CHARS) element.textContent = text;
   else {
     const kept = text.slice(0, VALUE_CHARS_MAX);
-    const cut = text.length > kept.length ? `… the first ${numberFormat.format(kept.length)} of them` : "";
+    const cut =
+      text.length > kept.length ? `… the first ${numberFormat.format(kept.length)} of them` : "";
     const length = numberFormat.format(text.length);
     const summary = `${text.slice(0, FOLDED_CHARS)}… (${length} characters)`;
     element.append(folded(summary, piece("span", kept + cut, "whole")));

@@ -130,7 +130,11 @@ function showHub(status) {
     ["fell behind", times(subscribers.outcomes.fell_behind ?? 0, "time")],
   ]);
 
-  showCounts($("by-table"), renamed(subscribers.byTable, { "*": "all tables" }), "nobody subscribes");
+  showCounts(
+    $("by-table"),
+    renamed(subscribers.byTable, { "*": "all tables" }),
+    "nobody subscribes",
+  );
   showRooms(subscribers.byRoom ?? {}, status.rooms ?? {});
 
   showFacts($("log-facts"), [
@@ -193,7 +197,9 @@ function showTables(tables) {
   const wanted = ["*", ...tables];
   if ([...select.options].map(({ value }) => value).join() === wanted.join()) return;
   const chosen = select.value;
-  select.replaceChildren(...wanted.map((table) => new Option(table === "*" ? "all" : table, table)));
+  select.replaceChildren(
+    ...wanted.map((table) => new Option(table === "*" ? "all" : table, table)),
+  );
   select.value = wanted.includes(chosen) ? chosen : "*";
   if (select.value !== chosen) show(select.value);
 }

@@ -58,7 +58,21 @@ class Feed {
 
 const retryMs = () => 3000 * (0.5 + Math.random());
 
+let arrived = [];
+
+/** However many changes come, each frame shows the last ones at once. */
 function add(change, isNew) {
+  if (arrived.length === 0) requestAnimationFrame(show);
+  arrived.push({ change, isNew });
+}
+
+function show() {
+  for (const { change, isNew } of arrived.slice(-CHANGES_SHOWN)) feed.prepend(rowOf(change, isNew));
+  arrived = [];
+  while (feed.children.length > CHANGES_SHOWN) feed.lastElementChild.remove();
+}
+
+function rowOf(change, isNew) {
   const row = document.createElement("li");
   row.classList.toggle("new", isNew);
   const type = document.createElement("span");
@@ -81,8 +95,7 @@ function add(change, isNew) {
   time.dateTime = at.toISOString();
   time.textContent = at.toLocaleTimeString();
   row.append(type, what, time);
-  feed.prepend(row);
-  if (feed.children.length > CHANGES_SHOWN) feed.lastElementChild.remove();
+  return row;
 }
 
 /** What a person would say of a change: an update's columns that differ, otherwise the row. */
@@ -97,7 +110,8 @@ function summary({ oldValue, newValue, key }) {
 }
 
 function short(value) {
-  const text = typeof value === "string" ? value : JSON.stringify(value);
+  // A column that is new has no old value.
+  const text = typeof value === "string" ? value : JSON.stringify(value ?? null);
   return text.length > VALUE_CHARS_MAX ? `${text.slice(0, VALUE_CHARS_MAX)}…` : text;
 }
 

@@ -79,6 +79,7 @@ export class Sorter {
     listenOurs("pointercancel", () => this.#end());
     // The handle loses the pointer too: to the list.
     listenOurs("lostpointercapture", (lost) => lost.target === this.#list && this.#end());
+    listen("scroll", () => this.#row && this.#follow());
     listen("keydown", (pressed) => pressed.key === "Escape" && this.#end());
   }
 
@@ -137,9 +138,7 @@ export class Sorter {
     const up = y < Math.min(EDGE_PX, startY);
     const down = y > Math.max(innerHeight - EDGE_PX, startY);
     const way = (down - up) * SCROLL_PX;
-    const before = scrollY;
     if (way) scrollBy({ top: way, behavior: "instant" });
-    if (scrollY !== before) this.#follow();
     requestAnimationFrame(() => this.#scroll());
   }
 

@@ -124,15 +124,14 @@ async function rename(id, typed) {
 
 async function remove(id) {
   const todo = find(id);
-  const withdraw = offerUndo([todo], `Deleted “${todo.title}”.`);
+  const withdraw = offerUndo([todo]);
   const send = () => inTurn(() => request("DELETE", todoPath(id)));
   if (!(await attempt(live.delete(id, send)))) withdraw();
 }
 
 async function clearCompleted() {
   const gone = live.data.filter((todo) => todo.completed);
-  const count = gone.length === 1 ? "1 todo" : `${gone.length} todos`;
-  const withdraw = offerUndo(gone, `Deleted ${count}.`);
+  const withdraw = offerUndo(gone);
   const edits = gone
     .filter((todo) => todo.id !== null)
     .map((todo) => ({ key: todo.id, deleted: true }));
@@ -163,24 +162,35 @@ function place(shown, moved) {
 let undoable = [];
 let undoTimer = 0;
 
-/** Offers for a while to bring todos back. Returns a function that takes the offer back. */
-function offerUndo(todos, text) {
-  undoable = todos;
-  $("undo-text").textContent = text;
-  $("undo").hidden = false;
+/**
+ * Offers for a while to bring todos back, and with them those that are offered already: whoever clicks
+ * once too often has deleted two. Returns a function that takes the offer back.
+ */
+function offerUndo(todos) {
+  undoable = [...undoable, ...todos];
+  showUndo();
+  return () => {
+    undoable = undoable.filter((todo) => !todos.includes(todo));
+    showUndo();
+  };
+}
+
+function showUndo() {
   clearTimeout(undoTimer);
+  $("undo").hidden = undoable.length === 0;
+  if (undoable.length === 0) return;
+  const what = undoable.length === 1 ? `“${undoable[0].title}”` : `${undoable.length} todos`;
+  $("undo-text").textContent = `Deleted ${what}.`;
   undoTimer = setTimeout(function expire() {
     // Nobody's focus vanishes under their fingers.
     if ($("undo").matches(":hover, :focus-within")) undoTimer = setTimeout(expire, UNDO_MS);
     else endUndo();
   }, UNDO_MS);
-  return () => undoable === todos && endUndo();
 }
 
 function endUndo() {
-  clearTimeout(undoTimer);
   undoable = [];
-  $("undo").hidden = true;
+  showUndo();
 }
 
 async function undo() {
@@ -195,7 +205,7 @@ async function undo() {
   if (!list.focus(todos[0].id)) filterButtons.find((each) => each.ariaPressed === "true").focus();
   const went = await Promise.all(restored);
   const failed = todos.filter((_, index) => !went[index]);
-  if (failed.length > 0) offerUndo(failed, `${failed.length} could not be brought back.`);
+  if (failed.length > 0) offerUndo(failed);
 }
 
 // The page around it.
