@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 from playwright.sync_api import Locator, Page, expect
 
 from tests.browser.conftest import Windows
-from tests.harness import run_sql
+from tests.harness import run_sql, wait_for
 
 LOST = "Connection lost. Reconnecting…"
 
@@ -69,6 +69,11 @@ def stored(database: Path, room: str = "lobby") -> list[str]:
         database, "SELECT content FROM messages WHERE room = ? ORDER BY rowid", parameters=[room]
     )
     return [content for (content,) in rows]
+
+
+def expect_stored(database: Path, wanted: Sequence[str], room: str = "lobby") -> None:
+    """A message is shown before it is stored."""
+    wait_for(lambda: stored(database, room) == wanted, f"{len(wanted)} messages to be stored")
 
 
 def put(database: Path, contents: Sequence[str], *, room: str = "lobby", **columns: Any) -> None:

@@ -14,6 +14,7 @@ from tests.browser.chat_page import (
     box,
     enter,
     expect_live,
+    expect_stored,
     members,
     message,
     problem,
@@ -23,7 +24,7 @@ from tests.browser.chat_page import (
     texts,
 )
 from tests.browser.conftest import Windows
-from tests.harness import HubProcess, run_sql, wait_for
+from tests.harness import HubProcess, run_sql
 from tests.test_disk_faults import full, small_disk
 
 pytestmark = pytest.mark.needs("chromium")
@@ -59,7 +60,7 @@ def test_a_restart_while_chatting_loses_and_repeats_nothing(demo: HubProcess, wi
             expect_live(page)
             expect(texts(page)).to_have_text(said)
             expect(members(page)).to_have_count(2)
-    assert stored(demo.database) == said
+    expect_stored(demo.database, said)
 
 
 def test_without_a_connection_a_message_stays_in_the_box(demo: HubProcess, windows: Windows) -> None:
@@ -77,7 +78,7 @@ def test_without_a_connection_a_message_stays_in_the_box(demo: HubProcess, windo
     expect(texts(ann)).to_have_text(["is anybody there?"])
     expect(box(ann)).to_have_value("")
     expect(problem(ann)).to_have_text("")
-    wait_for(lambda: stored(demo.database) == ["is anybody there?"], "the message to be stored")
+    expect_stored(demo.database, ["is anybody there?"])
 
 
 def test_a_message_under_way_when_the_hub_dies_arrives_once(demo: HubProcess, windows: Windows) -> None:
@@ -95,7 +96,7 @@ def test_a_message_under_way_when_the_hub_dies_arrives_once(demo: HubProcess, wi
     demo.start()
     expect(message(ann, "under way")).not_to_contain_text("Sending…")
     expect(texts(ann)).to_have_text(["under way"])
-    assert stored(demo.database) == ["under way"]
+    expect_stored(demo.database, ["under way"])
 
 
 def test_a_full_disk_leaves_the_message_in_the_box(windows: Windows) -> None:
@@ -117,7 +118,7 @@ def test_a_full_disk_leaves_the_message_in_the_box(windows: Windows) -> None:
             expect(box(ann)).to_have_value("")
             expect(problem(ann)).to_have_text("")
             expect(ann.get_by_text("Sending…")).to_have_count(0)
-            assert stored(database) == ["before", long.strip()]
+            expect_stored(database, ["before", long.strip()])
 
 
 def test_a_message_that_is_too_long_stays_in_the_box(demo: HubProcess, windows: Windows) -> None:
@@ -132,7 +133,7 @@ def test_a_message_that_is_too_long_stays_in_the_box(demo: HubProcess, windows: 
     say(ann, longest)
     expect(problem(ann)).to_have_text("")
     expect(ann.get_by_role("button", name="Show all 16,384 characters")).to_be_visible()
-    wait_for(lambda: stored(demo.database) == [longest], "the message to be stored")
+    expect_stored(demo.database, [longest])
 
 
 def test_too_many_messages_at_once_are_back_in_the_box(demo: HubProcess, windows: Windows) -> None:
@@ -197,7 +198,7 @@ def test_serve_with_rooms_has_chat(database: Path, windows: Windows) -> None:
         ann = enter(windows, hub.url, "ann")
         say(ann, "hello")
         expect(texts(ann)).to_have_text(["hello"])
-        assert stored(database) == ["hello"]
+        expect_stored(database, ["hello"])
 
 
 def test_a_browser_that_keeps_nothing_can_chat(demo: HubProcess, windows: Windows) -> None:

@@ -11,6 +11,7 @@ from tests.browser.chat_page import (
     box,
     enter,
     expect_live,
+    expect_stored,
     log,
     members,
     message,
@@ -18,7 +19,6 @@ from tests.browser.chat_page import (
     put,
     room_link,
     say,
-    stored,
     texts,
 )
 from tests.browser.conftest import Windows
@@ -53,7 +53,7 @@ def test_two_people_chat(demo: HubProcess, windows: Windows) -> None:
         # What one sees come in is not new.
         expect(page.get_by_text("New messages")).to_have_count(0)
     expect(message(bob, "hello").locator(".author")).to_have_text("ann")
-    assert stored(demo.database) == ["hello", "hi ann"]
+    expect_stored(demo.database, ["hello", "hi ann"])
 
     bob.close()
     expect(members(ann)).to_have_text(["ann (you)"])
@@ -210,7 +210,7 @@ def test_any_room_can_be_joined_and_left(demo: HubProcess, windows: Windows) -> 
     expect_live(ann)
     say(ann, "first")
     expect(texts(ann)).to_have_text(["first"])
-    assert stored(demo.database, "Büro №7") == ["first"]
+    expect_stored(demo.database, ["first"], "Büro №7")
 
     bob = enter(windows, demo.url, "bob", "Büro №7")
     expect(members(bob)).to_have_text(["ann", "bob (you)"])
@@ -281,14 +281,14 @@ def test_enter_sends_and_shift_enter_breaks_the_line(demo: HubProcess, windows: 
     expect(box(ann)).to_have_value("")
     assert (box(ann).bounding_box() or {})["height"] < height
     expect(texts(ann)).to_have_text(["one\ntwo"], use_inner_text=True)
-    assert stored(demo.database) == ["one\ntwo"]
+    expect_stored(demo.database, ["one\ntwo"])
     # A blank box sends nothing.
     for _ in range(2):
         box(ann).fill(" \n ")
         box(ann).press("Enter")
     say(ann, "three")
     expect(texts(ann)).to_have_count(2)
-    assert stored(demo.database) == ["one\ntwo", "three"]
+    expect_stored(demo.database, ["one\ntwo", "three"])
 
 
 def test_enter_that_ends_a_composed_word_does_not_send(demo: HubProcess, windows: Windows) -> None:
@@ -303,7 +303,7 @@ def test_enter_that_ends_a_composed_word_does_not_send(demo: HubProcess, windows
     expect(box(ann)).to_have_value("日本")
     box(ann).press("Enter")
     expect(texts(ann)).to_have_text(["日本"])
-    assert stored(demo.database) == ["日本"]
+    expect_stored(demo.database, ["日本"])
 
 
 def test_the_keyboard_alone_is_enough(demo: HubProcess, windows: Windows) -> None:

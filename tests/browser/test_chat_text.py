@@ -13,12 +13,12 @@ from tests.browser.chat_page import (
     box,
     enter,
     expect_live,
+    expect_stored,
     members,
     message,
     put,
     room_link,
     say,
-    stored,
     texts,
 )
 from tests.browser.conftest import Windows
@@ -69,7 +69,7 @@ def test_hostile_names_rooms_and_messages_are_text(
         expect(room_link(page, text)).to_have_text(re.compile("^" + re.escape(text)))
         assert page.locator("#messages :is(script, img, svg, iframe, a)").count() == 0
         assert page.evaluate("window.hit") is None
-    assert stored(demo.database, text) == [text, text]
+    expect_stored(demo.database, [text, text], text)
 
 
 def test_values_of_any_kind_are_shown(demo: HubProcess, windows: Windows) -> None:
@@ -126,7 +126,7 @@ def test_a_long_message_is_folded(demo: HubProcess, windows: Windows) -> None:
     expect(message(bob, "word0").get_by_role("link")).to_have_count(1)
     bob.get_by_role("button", name="Show less").click()
     expect(texts(bob)).to_have_text(shown)
-    assert stored(demo.database) == [words]
+    expect_stored(demo.database, [words])
 
     # Many short lines are long too, and a link that is cut still leads where it did.
     say(ann, "\n".join("abcdefghijklmnopqrstuvwxyz"))
