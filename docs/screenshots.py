@@ -32,7 +32,12 @@ TODOS = (
     ("Buy milk, bread and coffee", 0),
 )
 # Shown while the demo's own traffic moves them.
-OTHER_PAGES = {"index": "/"}
+OTHER_PAGES = {
+    "index": "/",
+    "dashboard": "/dashboard",
+    "chat": "/chat?room=lobby",
+    "console": "/console",
+}
 BY_SHELL = "Written with the sqlite3 shell"
 
 
