@@ -431,7 +431,7 @@ class Room {
   get status() {
     if (this.error !== null) return "closed";
     if (this.connection.status !== "live") return this.connection.status;
-    if (this.connection.transport?.kind === "sse") return "closed";
+    if (this.connection.transport?.isBlocked) return "closed";
     return this.state.joined ? "live" : this.position ? "reconnecting" : "connecting";
   }
 
@@ -877,6 +877,8 @@ class EventTransport {
     this.streams = new Set();
     this.isClosed = false;
     this.socket = null;
+    // Whether a socket failed while the hub was there.
+    this.isBlocked = false;
     this.arrangeSoon();
   }
 
@@ -917,7 +919,20 @@ class EventTransport {
     for (const stream of this.streams) if (!kept.has(stream)) stream.close();
     this.streams = kept;
     for (const group of missing) kept.add(new EventStream(this, group));
-    if (!wanted.length) this.connection.up();
+    if (!wanted.length) this.ask();
+    this.trySocket();
+  }
+
+  /** Without a stream nothing tells whether the hub is there. */
+  async ask() {
+    try {
+      await fetch(new URL("status", this.connection.base));
+    } catch {
+      this.connection.down(this, { heard: false });
+      return;
+    }
+    if (this.isClosed) return;
+    this.connection.up();
     this.trySocket();
   }
 
@@ -926,6 +941,10 @@ class EventTransport {
     if (this.socket || this.connection.status !== "live") return;
     this.socket = this.connection.newSocket();
     this.socket.onmessage = () => this.connection.moveUp();
+    this.socket.onclose = () => {
+      this.isBlocked = true;
+      for (const room of this.connection.rooms.values()) room.tellStatus();
+    };
   }
 
   /** Tells the hub's lasting refusals, which an EventSource can't see, from a lost connection. */
@@ -961,7 +980,7 @@ class EventTransport {
 
   close() {
     this.isClosed = true;
-    if (this.socket) this.socket.onmessage = null;
+    if (this.socket) this.socket.onmessage = this.socket.onclose = null;
     this.socket?.close();
     for (const stream of this.streams) stream.close();
   }
