@@ -316,6 +316,9 @@ def test_the_keyboard_alone_is_enough(demo: HubProcess, windows: Windows) -> Non
     tab_to(ann, log(ann), "Shift+Tab")
     ann.keyboard.press("Home")
     expect(texts(ann)).to_have_count(61)
+    # Older messages keep the place; and a key scrolls for a while.
+    ann.keyboard.press("Home")
+    ann.wait_for_function("() => document.getElementById('log').scrollTop === 0")
     tab_to(ann, ann.get_by_role("button", name="↓"), "Tab")
     ann.keyboard.press("Enter")
     expect(log(ann)).to_be_focused()
