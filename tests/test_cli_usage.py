@@ -152,7 +152,6 @@ def test_the_port_from_the_environment(database: Path) -> None:
         "table = 5",
         "table = [5]",
         "not toml",
-        "rooms = true",
         "\0",
     ],
 )

@@ -56,6 +56,8 @@ def test_a_new_table_is_captured_with_its_rows(hub: HubProcess) -> None:
 def test_a_new_column_is_an_update_of_each_row(hub: HubProcess) -> None:
     add(hub.database, "a")
     hub.wait_for_lsn(1)
+    # Without a base there is nothing to tell a difference from.
+    wait_for(lambda: hub.status()["log"]["baseLsn"] is not None, "a base snapshot")
     before = hub.head()
     with hub.stream("table=todos") as live:
         live.until("caught-up")
