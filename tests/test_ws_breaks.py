@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,17 +14,16 @@ from tests.harness import HubProcess, make_database, run_sql, wait_for
 from tests.test_source_faults import backup
 from tests.ws_client import Message, Peer, opened
 
-Serving = Callable[..., HubProcess]
 RETAINING = ("--retain-changes", "10", "--set", "log.retain_every_s=0.1", "--heartbeat", "0.2")
 
 
 @pytest.fixture
-def pruned(serving: Serving, tmp_path: Path) -> Iterator[HubProcess]:
+def pruned(tmp_path: Path) -> Iterator[HubProcess]:
     """A hub that forgets its oldest changes, with a quiet table beside a busy one."""
     database = make_database(
         tmp_path / "app.db", "CREATE TABLE t(id INTEGER PRIMARY KEY)", "CREATE TABLE quiet(id)", SCHEMA
     )
-    with serving(database, *RETAINING) as hub:
+    with HubProcess(database, *RETAINING) as hub:
         yield hub
 
 

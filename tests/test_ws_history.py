@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,6 @@ from cdchub.ws import SCHEMA
 from tests.harness import PATIENCE_S, HubProcess, make_database, run_sql, wait_for
 from tests.ws_client import Message, Peer, opened
 
-Serving = Callable[..., HubProcess]
 INSERT = "INSERT INTO messages VALUES ('{id}', '{room}', 'prog', '{id}', 1700000000000)"
 
 
@@ -75,9 +74,9 @@ def old(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def many(serving: Serving, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubProcess]:
+def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubProcess]:
     database = make_database(tmp_path_factory.mktemp("many") / "app.db", SCHEMA)
-    with serving(database) as hub:
+    with HubProcess(database) as hub:
         put(hub, *named("m", 620))
         put(hub, *named("n", 20), room="other")
         hub.wait_for_lsn(640)
@@ -134,8 +133,8 @@ def test_what_is_said_comes_after_the_history(many: HubProcess) -> None:
             assert ids(found)[-25:] == names
 
 
-def test_messages_from_before_capture(old: Path, serving: Serving) -> None:
-    with serving(old) as hub, opened(hub) as peer:
+def test_messages_from_before_capture(old: Path) -> None:
+    with HubProcess(old) as hub, opened(hub) as peer:
         put(hub, *named("new", 10))
         hub.wait_for_lsn(10)
         found = joined(peer, 25)
@@ -199,8 +198,8 @@ def test_an_old_message_that_moves_in_hides_no_others(old: Path) -> None:
 # Other programs.
 
 
-def test_what_other_programs_do_is_told(old: Path, serving: Serving) -> None:
-    with serving(old) as hub, opened(hub) as peer:
+def test_what_other_programs_do_is_told(old: Path) -> None:
+    with HubProcess(old) as hub, opened(hub) as peer:
         peer.join("r")
         put(hub, "new")
         message = peer.until("message")
@@ -282,10 +281,10 @@ def test_an_id_of_null_does_no_harm(old: Path) -> None:
 # Resuming.
 
 
-def test_a_room_resumes_without_gap_or_repeat(old: Path, serving: Serving) -> None:
+def test_a_room_resumes_without_gap_or_repeat(old: Path) -> None:
     """Connections are cut anywhere, and the hub is killed."""
     rng = random.Random(7)
-    with serving(old) as hub:
+    with HubProcess(old) as hub:
         with opened(hub) as peer:
             position = peer.join("r")["position"]
         got: list[str] = []
