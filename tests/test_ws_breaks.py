@@ -23,7 +23,7 @@ def pruned(tmp_path: Path) -> Iterator[HubProcess]:
     database = make_database(
         tmp_path / "app.db", "CREATE TABLE t(id INTEGER PRIMARY KEY)", "CREATE TABLE quiet(id)", SCHEMA
     )
-    with HubProcess(database, *RETAINING) as hub:
+    with HubProcess(database, *RETAINING, program=("-m", "tests.serving")) as hub:
         yield hub
 
 
