@@ -224,11 +224,11 @@ def test_words_of_requests() -> None:
     found = node(
         """
         const request = (table, more) => ({ table, room: null, filters: [], columns: null, ...more });
-        const names = (feeds) => feeds.map((group) => group.map((feed) => feed.request.table));
+        const names = (feeds) => feeds.map((group) => group.map((feed) => feed.requests[0].table));
         console.log(JSON.stringify([
           lib.filtersOf({ 'a "b"': 'x "y"', n: null, done: true }),
           lib.nameOf("a").length, new Set(["a", "b", "a"].map(lib.nameOf)).size,
-          names(lib.unions(["a", "b", "A", "c"].map((table) => ({ request: request(table) })))),
+          names(lib.unions(["a", "b", "A", "c"].map((table) => ({ requests: [request(table)] })))),
           lib.streamQuery([request("a", { filters: ["x=eq.1", "a.y=eq.2"] }),
             request("b", { columns: ["c"] })]).getAll("filter"),
           lib.commonPosition(["e:9", "e:10", "e:8"]), lib.commonPosition(["e:9", "f:1"]),

@@ -6,6 +6,9 @@
 // request, with a copy of its rows, and gives every tab a *seat*. A tab and its holder only exchange
 // messages, so that nothing else depends on which of the three it is.
 //
+// What a tab is shown is always whole: a feed holds a transaction back until its end is known, and
+// what follows a reset until the snapshot is complete.
+//
 // From the bottom: words, rows, optimistic edits and chat as pure functions; feeds and rooms; the
 // connection and its two transports; sharing; and at the end what a page calls.
 //
@@ -24,13 +27,14 @@
  *   to one row: put `row` there, change some columns (`patch`), or take it away (`deleted`)
  * @typedef {"connecting" | "live" | "reconnecting" | "closed"} Status
  * @typedef {{table: string, room: string | null, filters: string[], columns: string[] | null}} Request
+ *   what is wanted of one table; a feed has a list of them, all of the same room
  * @typedef {{messageId: string, userId: string, content: string, timestamp: string, lsn: number,
  *   pending?: boolean}} Message
  * @typedef {{messages: Message[], members: string[], joined: boolean, more: boolean}} RoomState
  */
 
 // Of the messages between tabs and holder. Tabs with another one have a holder of their own.
-const PROTOCOL = 1;
+const PROTOCOL = 2;
 const SUBPROTOCOL = "cdchub.v1.json";
 const WORKER_NAME = `cdchub ${PROTOCOL}`;
 
@@ -47,8 +51,8 @@ const ROOM_MESSAGES_MAX = 500;
 const RELOAD_MS = 10_000;
 // How long an edit may outlive the request that made it, waiting for its own change.
 const EDIT_LINGERS_MS = 5_000;
-// How long a transaction waits to be shown, where its last change belongs to another table.
-const TRANSACTION_WAIT_MS = 20;
+// The silence after which a transaction counts as whole whose last change belongs to another table.
+const TRANSACTION_WAIT_MS = 100;
 const BACKOFF_BASE_MS = 1_000;
 const BACKOFF_MAX_MS = 30_000;
 // Silence that means a dead connection, in heartbeats; and the wait for an answer that is asked for.
@@ -275,21 +279,29 @@ const soon = (() => {
   };
 })();
 
-/** One request's rows and latest changes, for all tabs that asked for it. */
+/** The rows and latest changes of one or several tables, for all tabs that asked for just these. */
 class Feed {
   /** @param {string | null} since where the rows stand that the tab has already; it has no copy here */
-  constructor(connection, request, sub, since) {
+  constructor(connection, requests, sub, since) {
     this.connection = connection;
-    this.request = request;
+    /** @type {Request[]} */
+    this.requests = requests;
+    this.names = new Set(requests.map(({ table }) => lower(table)));
     this.sub = sub;
+    // How far the changes have come, and how far those that are whole.
     this.position = since;
+    this.shown = since;
     this.rows = null;
+    // The changes of a transaction that may not be whole.
+    this.open = [];
+    // Tables whose rows are replaced by a snapshot, and what has come of it.
+    this.missing = new Set();
     this.collecting = null;
     this.isFilled = since !== null;
     this.isLive = false;
     this.error = null;
     this.attached = new Set();
-    // The changes up to number `end`, counted from the first one that this feed has seen.
+    // The whole changes up to number `end`, counted from the first one that this feed has seen.
     this.recent = [];
     this.end = 0;
     this.timer = null;
@@ -303,17 +315,31 @@ class Feed {
     return this.isLive ? "live" : this.isFilled ? "reconnecting" : "connecting";
   }
 
+  /** The position from which it can go on; null: it needs a snapshot of all its tables. */
+  get since() {
+    return this.missing.size ? null : this.position;
+  }
+
   // What transports tell.
 
-  beginSnapshot() {
-    this.position = null;
+  has(table) {
+    return this.names.has(lower(table));
+  }
+
+  beginSnapshot(tables) {
+    this.miss(tables);
     this.collecting = new Map();
   }
 
   endSnapshot(position) {
-    this.rows = this.collecting;
+    // The other tables' changes came before it, up to the same position.
+    if (this.rows) for (const change of this.open) this.keep(this.rows, change);
+    const others = [...(this.rows ?? [])].filter(([, row]) => !this.missing.has(lower(row.table)));
+    this.rows = new Map([...others, ...this.collecting]);
+    this.open = [];
+    this.missing.clear();
     this.collecting = null;
-    this.position = position;
+    this.position = this.shown = position;
     this.isFilled = true;
     this.recent = [];
     this.end += 1;
@@ -323,40 +349,65 @@ class Feed {
   take(change) {
     if (this.collecting) this.keep(this.collecting, change);
     else if (this.position !== null && change.lsn > lsnOf(this.position)) {
+      if (this.open.length && this.open[0].txid !== change.txid) this.settle();
       this.position = `${epochOf(this.position)}:${change.lsn}`;
-      if (this.rows) this.keep(this.rows, change);
-      this.recent.push(change);
-      this.end += 1;
-      if (this.recent.length > 2 * RECENT_MAX) this.recent = this.recent.slice(-RECENT_MAX);
-      this.deliverWhole();
+      this.open.push(change);
+      clearTimeout(this.timer);
+      if (change.commit) this.settle();
+      // Before it is live, its end will be told.
+      else if (this.isLive) this.timer = setTimeout(() => this.settle(), TRANSACTION_WAIT_MS);
     }
   }
 
   keep(rows, change) {
-    const key = JSON.stringify(change.key);
+    const key = JSON.stringify([change.table, change.key]);
     if (change.newValue === null) rows.delete(key);
     else rows.set(key, { ...change, type: "SNAPSHOT", oldValue: null });
   }
 
+  /** What has come is whole. Some tables alone are not, while others wait for their snapshot. */
+  settle() {
+    clearTimeout(this.timer);
+    if (this.missing.size) return;
+    for (const change of this.open) {
+      if (this.rows) this.keep(this.rows, change);
+      this.recent.push(change);
+    }
+    this.end += this.open.length;
+    this.open = [];
+    this.shown = this.position;
+    this.deliverSoon();
+  }
+
   /** The position moves on without a change. */
   at(position) {
-    if (this.position !== null) this.position = position;
+    if (this.position === null) return;
+    const isPast = lsnOf(position) > lsnOf(this.position);
+    this.position = position;
+    if (isPast || !this.open.length) this.settle();
   }
 
   caughtUp(position) {
-    this.at(position);
+    if (this.position !== null) this.position = position;
     this.isLive = true;
+    this.settle();
     this.deliver();
   }
 
-  /** What is held can't be continued; the transport takes a snapshot. */
-  reset() {
-    this.position = null;
+  /** What is held of these tables can't be continued; a snapshot of them follows. */
+  reset(tables) {
+    this.miss(tables);
     this.isLive = false;
     this.deliver();
   }
 
+  miss(tables) {
+    clearTimeout(this.timer);
+    for (const table of tables) if (this.has(table)) this.missing.add(lower(table));
+  }
+
   lost() {
+    clearTimeout(this.timer);
     this.isLive = false;
     // A snapshot that was cut is taken again from its start.
     this.collecting = null;
@@ -369,23 +420,17 @@ class Feed {
 
   // What tabs get.
 
-  /** Delivers now if the last transaction is whole, otherwise after a moment. */
-  deliverWhole() {
-    if (!this.recent.at(-1)?.commit)
-      this.timer ??= setTimeout(() => this.deliver(), TRANSACTION_WAIT_MS);
-    else if (!this.isDue) {
-      this.isDue = true;
-      soon(() => {
-        this.isDue = false;
-        if (this.recent.at(-1)?.commit) this.deliver();
-      });
-    }
+  /** What comes in one go is delivered together. */
+  deliverSoon() {
+    if (this.isDue) return;
+    this.isDue = true;
+    soon(() => this.deliver());
   }
 
   deliver() {
-    clearTimeout(this.timer);
-    this.timer = null;
+    this.isDue = false;
     for (const attached of this.attached) this.bring(attached);
+    if (this.recent.length > 2 * RECENT_MAX) this.recent = this.recent.slice(-RECENT_MAX);
   }
 
   /** Brings one tab to where this feed is: live changes, missed ones and a first fill alike. */
@@ -394,13 +439,14 @@ class Feed {
     if (!seat.isFed) return;
     if (this.isFilled && attached.end !== this.end) {
       const missed = this.end - attached.end;
-      const { position } = this;
+      const position = this.shown;
       if (attached.end >= 0 && missed <= this.recent.length) {
         seat.post({ op: "changes", handle, changes: this.recent.slice(-missed), position }, missed);
       } else if (this.rows) {
         seat.post({ op: "fill", handle, rows: [...this.rows.values()], position }, this.rows.size);
       } else {
         this.position = null;
+        this.open = [];
         this.isFilled = false;
         this.connection.resubscribe(this);
         return;
@@ -409,8 +455,8 @@ class Feed {
     }
     if (attached.status !== this.status) {
       attached.status = this.status;
-      const { status, error } = this;
-      seat.post({ op: "status", handle, status, error, position: this.position });
+      const { status, error, shown } = this;
+      seat.post({ op: "status", handle, status, error, position: shown });
     }
   }
 }
@@ -630,14 +676,14 @@ class Connection {
     this.transport?.say(frame);
   }
 
-  /** The feed of a request, a new one if need be. `since`: the tab has its own rows from then. */
-  feed(request, since) {
-    const text = JSON.stringify([request.table, request.room, request.filters, request.columns]);
+  /** The feed of requests, a new one if need be. `since`: the tab has its own rows from then. */
+  feed(requests, since) {
+    const text = JSON.stringify(requests);
     const shared = nameOf(text);
     const known = this.feeds.get(shared);
     if (known && known.error === null) return known;
     const sub = since === null ? shared : nameOf(`${text} ${since} ${Math.random()}`);
-    const feed = new Feed(this, request, sub, since);
+    const feed = new Feed(this, requests, sub, since);
     this.feeds.set(sub, feed);
     this.transport?.connect(feed);
     return feed;
@@ -734,19 +780,19 @@ class SocketTransport {
 
   connect(feed) {
     if (!this.isHeard) return;
-    const { table, room, filters, columns } = feed.request;
+    const query = streamQuery(feed.requests);
     const id = ++this.asked;
     this.awaited.set(feed.sub, id);
     this.say({
       type: "subscribe",
       id,
       sub: feed.sub,
-      table: [table],
-      room: room ?? undefined,
-      filter: filters.length ? filters : undefined,
-      columns: columns ? columns.map(quoted) : undefined,
+      table: query.getAll("table"),
+      room: query.get("room") ?? undefined,
+      filter: query.getAll("filter"),
+      columns: query.getAll("columns"),
       snapshot: true,
-      since: feed.position ?? undefined,
+      since: feed.since ?? undefined,
     });
   }
 
@@ -783,7 +829,7 @@ class SocketTransport {
         this.awaited.delete(frame.sub);
         return;
       case "snapshot":
-        return feed.beginSnapshot();
+        return feed.beginSnapshot(frame.tables);
       case "change":
         return feed.take(frame.change);
       case "snapshot-end":
@@ -793,7 +839,7 @@ class SocketTransport {
       case "caught-up":
         return feed.caughtUp(frame.position);
       case "reset":
-        return feed.reset();
+        return feed.reset(frame.tables);
       case "error":
         this.awaited.delete(frame.sub);
         if (!PASSING.has(frame.code)) return feed.refuse(frame.message);
@@ -818,20 +864,22 @@ class SocketTransport {
 }
 
 /**
- * Requests that one stream can carry together: of each table only one, all of the same room.
- * @template {{request: Request}} F
+ * Feeds that one stream can carry together: of each table only one, all of the same room.
+ * @template {{requests: Request[]}} F
  * @param {Iterable<F>} feeds
  * @returns {F[][]}
  */
 export function unions(feeds) {
   const groups = [];
-  const filters = (group) => group.reduce((sum, { request }) => sum + request.filters.length, 0);
   for (const feed of feeds) {
-    const { table, room } = feed.request;
-    const fits = (group) =>
-      group[0].request.room === room &&
-      group.every(({ request }) => lower(request.table) !== lower(table)) &&
-      filters([...group, feed]) <= FILTERS_MAX;
+    const fits = (group) => {
+      const together = [...group, feed].flatMap(({ requests }) => requests);
+      return (
+        group[0].requests[0].room === feed.requests[0].room &&
+        new Set(together.map(({ table }) => lower(table))).size === together.length &&
+        together.flatMap(({ filters }) => filters).length <= FILTERS_MAX
+      );
+    };
     const group = groups.find(fits);
     if (group) group.push(feed);
     else groups.push([feed]);
@@ -905,8 +953,8 @@ class EventTransport {
   /** Opens the streams that are wanted and closes those that are not. */
   arrange() {
     const feeds = [...this.connection.feeds.values()].filter((feed) => feed.error === null);
-    const filled = feeds.filter((feed) => feed.position !== null);
-    const unfilled = feeds.filter((feed) => feed.position === null);
+    const filled = feeds.filter((feed) => feed.since !== null);
+    const unfilled = feeds.filter((feed) => feed.since === null);
     const wanted = [...unions(filled), ...unions(unfilled)];
     const isFor = (group) => (stream) =>
       stream.feeds.length === group.length && group.every((feed) => stream.feeds.includes(feed));
@@ -951,7 +999,7 @@ class EventTransport {
   async explain(stream) {
     const answers = stream.feeds.map(async (feed) => {
       const url = new URL("changes", this.connection.base);
-      url.search = String(streamQuery([feed.request]));
+      url.search = String(streamQuery(feed.requests));
       url.searchParams.set("since", "now");
       const answer = await fetch(url);
       if (answer.status < 400 || answer.status >= 500 || answer.status === 429) return false;
@@ -993,9 +1041,9 @@ class EventStream {
     this.feeds = feeds;
     this.snapshot = null;
     const url = new URL("stream", transport.connection.base);
-    url.search = String(streamQuery(feeds.map((feed) => feed.request)));
+    url.search = String(streamQuery(feeds.flatMap((feed) => feed.requests)));
     url.searchParams.set("snapshot", "1");
-    const since = commonPosition(feeds.map((feed) => feed.position));
+    const since = commonPosition(feeds.map((feed) => feed.since));
     if (since !== null) url.searchParams.set("since", since);
     this.source = new EventSource(url);
     const on = (name, run) =>
@@ -1005,10 +1053,10 @@ class EventStream {
     on("message", (change) => this.take(change));
     on("snapshot", ({ position, tables }) => {
       this.snapshot = position;
-      for (const feed of this.of(tables)) feed.beginSnapshot();
+      for (const feed of this.of(tables)) feed.beginSnapshot(tables);
     });
     on("caught-up", ({ position }) => this.caughtUp(position));
-    on("reset", ({ tables }) => this.of(tables).forEach((feed) => feed.reset()));
+    on("reset", ({ tables }) => this.of(tables).forEach((feed) => feed.reset(tables)));
     on("refused", ({ retryAfterMs }) => {
       transport.connection.down(transport, { heard: true, retryAfterMs });
     });
@@ -1017,8 +1065,7 @@ class EventStream {
   }
 
   of(tables) {
-    const names = new Set(tables.map(lower));
-    return this.feeds.filter((feed) => names.has(lower(feed.request.table)));
+    return this.feeds.filter((feed) => tables.some((table) => feed.has(table)));
   }
 
   take(change) {
@@ -1167,9 +1214,9 @@ class Seat {
         if (message.lock) navigator.locks.request(message.lock, () => this.leave());
         return;
       case "attach": {
-        const feed = this.holder.main.feed(message.request, message.since);
+        const feed = this.holder.main.feed(message.requests, message.since);
         // The tab's own rows stand where a feed begins that was made for it.
-        const isOwn = message.since !== null && feed.position === message.since && feed.end === 0;
+        const isOwn = message.since !== null && feed.shown === message.since && feed.end === 0;
         const attached = { seat: this, handle, feed, end: isOwn ? 0 : -1, status: null };
         this.attached.set(handle, attached);
         feed.attached.add(attached);
@@ -1429,39 +1476,82 @@ function tell(runs, ...words) {
 
 // What a page calls.
 
-/**
- * Rows of a table that stay up to date. A Svelte store; its functions may be passed on by themselves.
- *
- * @param {object} options
- * @param {string} options.table
- * @param {string | string[] | ((row: Row, change?: Change) => string)} [options.key] by default the
- *   primary key
- * @param {Row[]} [options.initialData] rows that are shown until the first snapshot is there
- * @param {string} [options.since] the position that `initialData` has: only what follows is fetched
- * @param {string | string[] | Row} [options.where] filter texts as in `/cdc/stream?filter=`, or
- *   `{column: value}`
- * @param {string[]} [options.columns]
- * @param {string} [options.room]
- * @param {string} [options.url] where `/cdc` is, by default where this file came from
- */
-export function collection({ table, key, initialData, since, where, columns, room: inRoom, url }) {
-  if (since !== undefined && (key === undefined || !initialData)) {
-    throw new TypeError("collection: since needs initialData, and key to find its rows by");
+/** The rows of one table as a tab shows them, with what optimistic writes lay over them. */
+class Table {
+  /**
+   * @param {string | string[] | ((row: Row, change?: Change) => string)} [key]
+   * @param {Row[]} [initialData]
+   */
+  constructor(key, initialData = []) {
+    this.keyOf = keyReader(key);
+    // Without a key option nobody knows the keys of rows that did not come with a change.
+    const keyOfInitial = (row, index) => (key === undefined ? `initial ${index}` : this.keyOf(row));
+    this.rows = new Map(initialData.map((row, index) => [keyOfInitial(row, index), row]));
+    this.writes = [];
+    this.order = new Set(this.rows.keys());
+    this.data = [...this.rows.values()];
   }
-  const request = {
-    table,
-    room: inRoom ?? null,
-    filters: filtersOf(where),
-    columns: columns ? [...columns].sort() : null,
-  };
-  const keyOf = keyReader(key);
-  // Without a key option nobody knows the keys of rows that did not come with a change.
-  const keyOfInitial = key === undefined ? (_, index) => `initial ${index}` : (row) => keyOf(row);
-  let rows = new Map((initialData ?? []).map((row, index) => [keyOfInitial(row, index), row]));
-  let writes = [];
-  const order = new Set(rows.keys());
-  let data = [...rows.values()];
-  let loaded = initialData !== undefined;
+
+  /** Makes `data` what is to be seen, and tells whether that is anything new. */
+  look({ always = false } = {}) {
+    const shown = overlay(this.rows, this.writes);
+    const { order, rows, data } = this;
+    // A row that an edit hides keeps its place, in case the edit is taken back.
+    for (const each of order) if (!shown.has(each) && !rows.has(each)) order.delete(each);
+    for (const each of shown.keys()) order.add(each);
+    const next = [...order].filter((each) => shown.has(each)).map((each) => shown.get(each));
+    if (!always && next.length === data.length && next.every((row, i) => row === data[i])) {
+      return false;
+    }
+    this.data = next;
+    return true;
+  }
+
+  fill(snapshot) {
+    this.rows = refill(this.rows, snapshot, this.keyOf);
+    this.confirmAll(this.writes.flatMap((write) => write.edits));
+  }
+
+  take(change) {
+    for (const each of fold(this.rows, change, this.keyOf)) {
+      confirm(this.writes, each, this.rows.get(each));
+    }
+    this.settle();
+  }
+
+  confirmAll(edits) {
+    const keys = new Set(edits.map((edit) => edit.key));
+    for (const each of keys) confirm(this.writes, each, this.rows.get(each), { all: true });
+    this.settle();
+  }
+
+  /** Forgets the writes whose edits are all confirmed. */
+  settle() {
+    this.writes = this.writes.filter((write) => write.edits.some((edit) => !edit.confirmed));
+  }
+}
+
+/** @returns {Request} */
+const requestOf = (table, { where, columns, room: inRoom }) => ({
+  table,
+  room: inRoom ?? null,
+  filters: filtersOf(where),
+  columns: columns ? [...columns].sort() : null,
+});
+
+/**
+ * Tables that stay up to date with each other. A Svelte store; its functions may be passed on by
+ * themselves. `show()` is to be called after writes were laid over a table.
+ *
+ * @template D
+ * @param {Request[]} requests
+ * @param {Table[]} tables one for each request
+ * @param {() => D} read makes of them what subscribers get
+ * @param {{url?: string, since?: string, loaded?: boolean}} options
+ */
+function follow(requests, tables, read, { url, since, loaded = false }) {
+  const named = new Map(requests.map(({ table }, place) => [lower(table), tables[place]]));
+  let data = read();
   let wasAsked = false;
   let position = since ?? null;
   /** @type {Status} */
@@ -1471,17 +1561,12 @@ export function collection({ table, key, initialData, since, where, columns, roo
   const subscribers = new Set();
   const statusWatchers = new Set();
   const changeWatchers = new Set();
-  const timers = new Set();
 
   /** Shows what there is, if that is anything new. */
-  function show({ always = false } = {}) {
-    const shown = overlay(rows, writes);
-    // A row that an edit hides keeps its place, in case the edit is taken back.
-    for (const each of order) if (!shown.has(each) && !rows.has(each)) order.delete(each);
-    for (const each of shown.keys()) order.add(each);
-    const next = [...order].filter((each) => shown.has(each)).map((each) => shown.get(each));
-    if (!always && next.length === data.length && next.every((row, i) => row === data[i])) return;
-    data = next;
+  function show(touched = tables, options = {}) {
+    const isNew = touched.map((table) => table.look(options)).includes(true);
+    if (!isNew) return;
+    data = read();
     tell(subscribers, data);
   }
 
@@ -1495,74 +1580,25 @@ export function collection({ table, key, initialData, since, where, columns, roo
   function heard(message) {
     if (message.position) position = message.position;
     if (message.op === "status") return become(message.status, message.error);
+    const touched = new Set();
     if (message.op === "fill") {
-      rows = refill(rows, message.rows, keyOf);
-      confirmAll(writes.flatMap((write) => write.edits));
+      const snapshots = new Map(tables.map((table) => [table, []]));
+      for (const change of message.rows) snapshots.get(named.get(lower(change.table))).push(change);
+      for (const [table, snapshot] of snapshots) {
+        table.fill(snapshot);
+        touched.add(table);
+      }
     } else {
       for (const change of message.changes) {
-        for (const each of fold(rows, change, keyOf)) confirm(writes, each, rows.get(each));
+        const table = named.get(lower(change.table));
+        table.take(change);
+        touched.add(table);
       }
     }
-    settle();
     const always = !loaded;
     loaded = true;
-    show({ always });
+    show([...touched], { always });
     for (const change of message.changes ?? []) tell(changeWatchers, change);
-  }
-
-  function confirmAll(edits) {
-    const keys = new Set(edits.map((edit) => edit.key));
-    for (const each of keys) confirm(writes, each, rows.get(each), { all: true });
-  }
-
-  /** Forgets the writes whose edits are all confirmed. */
-  function settle() {
-    writes = writes.filter((write) => write.edits.some((edit) => !edit.confirmed));
-  }
-
-  function end(write) {
-    writes = writes.filter((each) => each !== write);
-    show();
-  }
-
-  /** The request is answered; its changes come through the stream, or have come. */
-  function linger(write) {
-    if (!writes.includes(write)) return;
-    const timer = setTimeout(() => {
-      timers.delete(timer);
-      // While nothing comes through the stream, its change may still be on the way.
-      if (status === "live") end(write);
-      else linger(write);
-    }, EDIT_LINGERS_MS);
-    timers.add(timer);
-  }
-
-  async function optimistic(edits, send) {
-    const write = {
-      edits: edits.map(({ key: of, row, patch, deleted }) => {
-        return { key: keyText(of), row, patch, deleted, confirmed: false };
-      }),
-    };
-    writes = [...writes, write];
-    show();
-    try {
-      const answer = await send();
-      // For an edit that changes nothing no change may come.
-      confirmAll(write.edits);
-      settle();
-      show();
-      linger(write);
-      return answer;
-    } catch (failure) {
-      end(write);
-      throw failure;
-    }
-  }
-
-  /** @param {Row} row @param {() => any} send */
-  async function insert(row, send) {
-    if (key === undefined) throw new TypeError("collection: insert needs the option key");
-    return optimistic([{ key: JSON.parse(keyOf(row)), row }], send);
   }
 
   const line = linkTo(url)?.attach(
@@ -1570,12 +1606,12 @@ export function collection({ table, key, initialData, since, where, columns, roo
     () => {
       const from = wasAsked ? null : (since ?? null);
       wasAsked = true;
-      return { op: "attach", request, since: from };
+      return { op: "attach", requests, since: from };
     },
     heard,
   );
 
-  return {
+  const store = {
     get data() {
       return data;
     },
@@ -1594,7 +1630,7 @@ export function collection({ table, key, initialData, since, where, columns, roo
     get loaded() {
       return loaded;
     },
-    /** Calls `run` with the rows, now and after each burst of changes. @param {(rows: Row[]) => void} run */
+    /** Calls `run` with the data, now and after each burst of changes. @param {(data: D) => void} run */
     subscribe(run) {
       return watch(subscribers, run, data);
     },
@@ -1606,6 +1642,111 @@ export function collection({ table, key, initialData, since, where, columns, roo
     onChange(run) {
       return watch(changeWatchers, run);
     },
+    close() {
+      line?.detach();
+      become("closed", null);
+    },
+  };
+  return { store, show };
+}
+
+/**
+ * Rows of several tables, of one consistent snapshot and then of whole transactions: what is shown
+ * is always the state of all of them at one position.
+ *
+ * @template {string} T
+ * @param {Record<T, {
+ *   key?: string | string[] | ((row: Row, change?: Change) => string),
+ *   where?: string | string[] | Row,
+ *   columns?: string[],
+ * }>} tables by name, with the options that `collection` has for each
+ * @param {{url?: string}} [options]
+ */
+export function collections(tables, { url } = {}) {
+  const wanted = Object.entries(tables);
+  if (!wanted.length) throw new TypeError("collections: there is no table in it");
+  const held = wanted.map(([, { key }]) => new Table(key));
+  const requests = wanted.map(([table, { where, columns }]) =>
+    requestOf(table, { where, columns }),
+  );
+  const read = () =>
+    /** @type {Record<T, Row[]>} */ (
+      Object.fromEntries(wanted.map(([table], place) => [table, held[place].data]))
+    );
+  return follow(requests, held, read, { url }).store;
+}
+
+/**
+ * Rows of a table that stay up to date, with optimistic writes.
+ *
+ * @param {object} options
+ * @param {string} options.table
+ * @param {string | string[] | ((row: Row, change?: Change) => string)} [options.key] by default the
+ *   primary key
+ * @param {Row[]} [options.initialData] rows that are shown until the first snapshot is there
+ * @param {string} [options.since] the position that `initialData` has: only what follows is fetched
+ * @param {string | string[] | Row} [options.where] filter texts as in `/cdc/stream?filter=`, or
+ *   `{column: value}`
+ * @param {string[]} [options.columns]
+ * @param {string} [options.room]
+ * @param {string} [options.url] where `/cdc` is, by default where this file came from
+ */
+export function collection({ table: name, key, initialData, since, url, ...narrowing }) {
+  if (since !== undefined && (key === undefined || !initialData)) {
+    throw new TypeError("collection: since needs initialData, and key to find its rows by");
+  }
+  const table = new Table(key, initialData);
+  const requests = [requestOf(name, narrowing)];
+  const loaded = initialData !== undefined;
+  const { store, show } = follow(requests, [table], () => table.data, { url, since, loaded });
+  const timers = new Set();
+
+  function end(write) {
+    table.writes = table.writes.filter((each) => each !== write);
+    show();
+  }
+
+  /** The request is answered; its changes come through the stream, or have come. */
+  function linger(write) {
+    if (!table.writes.includes(write)) return;
+    const timer = setTimeout(() => {
+      timers.delete(timer);
+      // While nothing comes through the stream, its change may still be on the way.
+      if (store.connected) end(write);
+      else linger(write);
+    }, EDIT_LINGERS_MS);
+    timers.add(timer);
+  }
+
+  async function optimistic(edits, send) {
+    const write = {
+      edits: edits.map(({ key: of, row, patch, deleted }) => {
+        return { key: keyText(of), row, patch, deleted, confirmed: false };
+      }),
+    };
+    table.writes = [...table.writes, write];
+    show();
+    try {
+      const answer = await send();
+      // For an edit that changes nothing no change may come.
+      table.confirmAll(write.edits);
+      show();
+      linger(write);
+      return answer;
+    } catch (failure) {
+      end(write);
+      throw failure;
+    }
+  }
+
+  /** @param {Row} row @param {() => any} send */
+  async function insert(row, send) {
+    if (key === undefined) throw new TypeError("collection: insert needs the option key");
+    return optimistic([{ key: JSON.parse(table.keyOf(row)), row }], send);
+  }
+
+  const { close } = store;
+  return Object.assign(store, {
     /** Shows `row` at once; `send` makes the request. Rejects as `send` does, and takes the row back. */
     insert,
     /** Shows the changed columns at once. @param {Key} of @param {Row} patch @param {() => any} send */
@@ -1615,11 +1756,10 @@ export function collection({ table, key, initialData, since, where, columns, roo
     /** Several edits with one request. @type {(edits: Edit[], send: () => any) => Promise<any>} */
     optimistic,
     close() {
-      line?.detach();
       for (const timer of timers) clearTimeout(timer);
-      become("closed", null);
+      close();
     },
-  };
+  });
 }
 
 /** Adds `run` to `runs`, calls it with `words` if there are any, and returns what takes it off. */

@@ -1,6 +1,6 @@
 // The dashboard. It holds the rows of three tables, and shows what `measure` makes of them: after each
 // burst of changes, and every second, because time alone changes what "today" and "now" mean.
-import { collection } from "/cdc/client.js";
+import { collections } from "/cdc/client.js";
 import { ago, longDate, measure, usd, weekday } from "./metrics.js";
 import { showStatus } from "./status.js";
 
@@ -217,39 +217,6 @@ async function getJson(path) {
   return answer.json();
 }
 
-// The rows.
-
-/**
- * Several tables as one source, which tells nothing until it has all of them.
- *
- * Each has a snapshot and an order of its own, and all come through the same connection. So whenever
- * that is quiet, the rows are those of the last commit, to the row; between two messages, for a moment
- * that is seldom painted, one table can be ahead of another: an order without its user's name.
- */
-function together(requests) {
-  const tables = Object.entries(requests).map(([table, options]) => {
-    return [table, collection({ table, ...options })];
-  });
-  const all = tables.map(([, part]) => part);
-  return {
-    get loaded() {
-      return all.every((part) => part.loaded);
-    },
-    get rows() {
-      return Object.fromEntries(tables.map(([table, { data }]) => [table, data]));
-    },
-    subscribe: (run) => all.forEach((part) => part.subscribe(run)),
-    onChange: (run) => all.forEach((part) => part.onChange(run)),
-    onStatus: (run) => {
-      const tell = () => {
-        const { status, error } = all.find((part) => !part.connected) ?? all[0];
-        run(status, error);
-      };
-      all.forEach((part) => part.onStatus(tell));
-    },
-  };
-}
-
 // The page.
 
 function say(text) {
@@ -292,7 +259,7 @@ async function start() {
   const timeZone = known(hub.timeZone);
   // The hub's clock counts, also where the reader's is wrong.
   const ahead = hub.now - Date.now();
-  const live = together({
+  const live = collections({
     users: { columns: ["id", "name", "created_at"] },
     orders: { columns: ["id", "user_id", "total", "status", "created_at"] },
     // Its key, the token, comes with every change, as keys do; nothing here reads it.
@@ -302,7 +269,7 @@ async function start() {
     if (!live.loaded) return;
     const now = Date.now() + ahead;
     const refundTime = (order) => refunds.get(order.id);
-    const { days, activity, ...numbers } = measure(live.rows, refundTime, now, timeZone);
+    const { days, activity, ...numbers } = measure(live.data, refundTime, now, timeZone);
     for (const [name, value] of Object.entries(numbers)) cards[name](value);
     showChart(days);
     showActivity(activity, now, timeZone);
