@@ -248,6 +248,7 @@ def test_a_transaction_that_is_cut_on_its_way_is_not_shown_until_it_is_whole(
     way.cut_next_after(200_000)
     way.cut()
     page.wait_for_function("() => both.store.status === 'reconnecting'")
+    head = int(hub.head().split(":")[1])
     run_sql(
         hub.database,
         "BEGIN",
@@ -255,6 +256,8 @@ def test_a_transaction_that_is_cut_on_its_way_is_not_shown_until_it_is_whole(
         "DELETE FROM orders",
         "COMMIT",
     )
+    # So that all of it is behind a resume, whose end is told.
+    hub.wait_for_lsn(head + 6_000)
     way.release()
     page.wait_for_function("() => both.store.data.refunds.length === 3000")
     wait_live(page, "both")
