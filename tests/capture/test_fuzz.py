@@ -25,7 +25,7 @@ from tests.capture.shapes import CASES, Case, random_statement
 
 # More with CDCHUB_FUZZ_SEEDS=1000 in the environment, and others with CDCHUB_FUZZ_FROM.
 _FROM = int(os.environ.get("CDCHUB_FUZZ_FROM", "0"))
-SEEDS = range(_FROM, _FROM + int(os.environ.get("CDCHUB_FUZZ_SEEDS", "4")))
+SEEDS = range(_FROM, _FROM + int(os.environ.get("CDCHUB_FUZZ_SEEDS", "2")))
 STATEMENTS = 60
 
 

@@ -355,8 +355,15 @@ class Feed {
       clearTimeout(this.timer);
       if (change.commit) this.settle();
       // Before it is live, its end will be told.
-      else if (this.isLive) this.timer = setTimeout(() => this.settle(), TRANSACTION_WAIT_MS);
+      else if (this.isLive) this.settleLater();
     }
+  }
+
+  /** Twice: after a time in which nothing ran, what has come meanwhile is heard first. */
+  settleLater() {
+    this.timer = setTimeout(() => {
+      this.timer = setTimeout(() => this.settle(), TRANSACTION_WAIT_MS / 2);
+    }, TRANSACTION_WAIT_MS / 2);
   }
 
   keep(rows, change) {
