@@ -7,8 +7,8 @@ DEV := $(VENV)/.cdchub-dev-installed
 LOAD := $(VENV)/.cdchub-load-installed
 PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null)
-# Test processes side by side, two for each core: tests mostly wait.
-WORKERS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) * 2)))
+# Test processes side by side, one more than there are cores: tests mostly wait.
+WORKERS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 
 .PHONY: demo test lint soak conformance simulate kills bench bench-capture bench-fanout compare loadtest \
 	plots clean

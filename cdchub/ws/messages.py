@@ -94,10 +94,14 @@ class Messages:
             )
             if added:
                 return Stored(message_id, await tx.lsn_of(TABLE) or 0, duplicate=False)
+            newest = await tx.lsn_of(TABLE) or 0
             known = await tx.execute(f"SELECT user_id, room FROM {TABLE} WHERE id = ?", (message_id,))
         if known != [(user_id, room)]:
             raise Conflict(f"the messageId {message_id!r} is another message's")
         async with self._bounded():
+            # Sent again at once, it may not be in the log yet.
+            while self._present.cursor.lsn < newest:
+                await self._present.moved()
             lsn = await self._lsn_of(room, message_id)
         return Stored(message_id, lsn, duplicate=True)
 
