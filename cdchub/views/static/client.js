@@ -12,6 +12,9 @@
 // From the bottom: words, rows, optimistic edits and chat as pure functions; feeds and rooms; the
 // connection and its two transports; sharing; and at the end what a page calls.
 //
+// It is long because it is one file by contract: a page imports it, and a SharedWorker runs it, with
+// no build and no second request.
+//
 // Importing this file touches no global of the browser, and on a server (Node) collections hold what
 // `initialData` gave them and never connect.
 
