@@ -27,7 +27,7 @@ lint: $(DEV)  ## formatting, lint and types
 soak: $(DEV)  ## the long run: 50,000 changes while the hub is killed ten times
 	$(BIN)/python loadtest/soak.py $(ARGS)
 
-conformance: $(DEV)  ## 100,000 random SQL programs, replayed and compared; ARGS="--programs 5000"
+conformance: $(DEV)  ## 100,000 random SQL programs, replayed and compared; ARGS="--programs 5000"; "--older": writers on 3.35
 	$(BIN)/python -m tests.conformance $(ARGS)
 
 simulate: $(DEV)  ## a million random steps of the fan-out: cuts, slow readers, breaks; ARGS="--steps 50000"

@@ -6,6 +6,7 @@
     │   ├── SourceMissing · NotADatabase · SourceNotWal · SourceBusy · SourceReadOnly
     │   ├── SourceOwned          another hub serves this source
     │   ├── DriverConflict       two SQLite libraries on one file in one process
+    │   ├── LibraryTooOld        the standard library's SQLite can't tell what a hub asks
     │   ├── ForeignLog · LogUnusable   the log is another database's, or damaged
     │   ├── NoBase · NotVerifiable · CheckFailed · MigrationFailed
     │   └── TableRefused · NotCaptured
@@ -90,6 +91,15 @@ class DriverConflict(StartError):
             f"{path}: this process has it open with {found} already, and the hub was to use {wanted}; "
             "two SQLite libraries on one file in one process drop each other's locks and corrupt it "
             f'(sqlite.org/howtocorrupt.html §2.2): use Hub(..., driver="{found}")'
+        )
+
+
+class LibraryTooOld(StartError):
+    def __init__(self, path: str, *, found: str, needed: str) -> None:
+        super().__init__(
+            f"{path}: this Python's sqlite3 is SQLite {found}, and a hub needs {needed} or newer; "
+            'use Hub(..., driver="apsw") if nothing else in this process opens the file, or '
+            "`cdchub serve` (whoever only writes may use 3.35)"
         )
 
 

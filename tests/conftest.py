@@ -25,6 +25,8 @@ _PROGRAMS = {
     "curl": "curl",
     "node": "node",
     "openssl": "openssl",
+    "npm": "npm",
+    "cc": "cc",
 }
 
 

@@ -24,6 +24,7 @@ from cdchub.capture.driver import (
     Driver,
     Unwritable,
     require_one_library,
+    require_recent_library,
 )
 from cdchub.errors import (
     NotADatabase,
@@ -70,7 +71,7 @@ def source_paths(database: str | os.PathLike[str], driver: Driver = Driver.APSW)
     """The paths of a source. Symbolic links are followed, so that one file has one owner.
 
     Raises `SourceMissing`; `NotADatabase` for what is no regular file; `DriverConflict` where the
-    other library has it open in this process.
+    other library has it open in this process; `LibraryTooOld`.
     """
     path = Path(os.path.realpath(database))
     try:
@@ -79,6 +80,7 @@ def source_paths(database: str | os.PathLike[str], driver: Driver = Driver.APSW)
         raise SourceMissing(os.fspath(database)) from error
     if not stat.S_ISREG(mode):
         raise NotADatabase(os.fspath(database), "it is not a regular file")
+    require_recent_library(os.fspath(path), driver)
     require_one_library(os.fspath(path), driver)
     return SourcePaths(path, driver)
 

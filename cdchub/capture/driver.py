@@ -25,7 +25,7 @@ from urllib.parse import quote
 import apsw
 
 from cdchub.change import SqliteValue
-from cdchub.errors import CdchubError, DriverConflict
+from cdchub.errors import CdchubError, DriverConflict, LibraryTooOld
 
 Row = tuple[Any, ...]
 
@@ -183,6 +183,17 @@ def _open_sqlite3(path: str, *, read_only: bool) -> sqlite3.Connection:
     uri = f"file:{quote(path)}?mode={'ro' if read_only else 'rw'}"
     # Threads hand a connection on, but never share it.
     return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+
+
+# `PRAGMA table_list` came with it: it alone tells a shadow table from a user's.
+_VERSION_MIN = (3, 37, 0)
+
+
+def require_recent_library(path: str, driver: Driver) -> None:
+    """Raises `LibraryTooOld` where Python's SQLite can't be a hub's. APSW brings a recent one."""
+    if driver is Driver.SQLITE3 and sqlite3.sqlite_version_info < _VERSION_MIN:
+        needed = ".".join(map(str, _VERSION_MIN[:2]))
+        raise LibraryTooOld(path, found=sqlite3.sqlite_version, needed=needed)
 
 
 _OPENERS = {Driver.APSW: _open_apsw, Driver.SQLITE3: _open_sqlite3}

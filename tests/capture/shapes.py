@@ -13,6 +13,7 @@ class Case:
 
     `table` is its name as SQL text. Statements write to one of `targets` (empty: to the table);
     `rooms`: also what the subscribers of a room have is defined. `fail`: statements say OR FAIL too.
+    `since`: the SQLite that first knows such a table.
     """
 
     name: str
@@ -22,6 +23,7 @@ class Case:
     targets: tuple[str, ...] = ()
     rooms: bool = True
     fail: bool = True
+    since: tuple[int, int, int] = (3, 35, 0)
 
 
 _TOUCHING = (
@@ -144,7 +146,11 @@ CASES = [
         "generated_virtual",
         ("CREATE TABLE t(id INTEGER PRIMARY KEY, u TEXT, v, g AS (u || 'x') VIRTUAL UNIQUE)",),
     ),
-    Case("strict", ("CREATE TABLE t(id INTEGER PRIMARY KEY, u ANY UNIQUE, v ANY) STRICT",)),
+    Case(
+        "strict",
+        ("CREATE TABLE t(id INTEGER PRIMARY KEY, u ANY UNIQUE, v ANY) STRICT",),
+        since=(3, 37, 0),
+    ),
     Case(
         "default_for_null",
         ("CREATE TABLE t(id INTEGER PRIMARY KEY, u TEXT NOT NULL DEFAULT 'a' UNIQUE, v)",),

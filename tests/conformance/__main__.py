@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from tests.conformance.many import Result, run_many
+from tests.conformance.older import build
 
 # Programs between two lines of progress.
 _LAP = 2_000
@@ -16,11 +17,16 @@ def main() -> int:
     parser.add_argument("--programs", type=int, default=100_000)
     parser.add_argument("--from", type=int, default=0, dest="first", help="the first one's seed")
     parser.add_argument("--jobs", type=int, default=None, help="processes; one a core by default")
+    parser.add_argument(
+        "--older", action="store_true", help="writers on SQLite 3.35, which npm and cc build first"
+    )
     options = parser.parse_args()
+    if options.older:
+        build()
     whole = Result()
     end = options.first + options.programs
     for first in range(options.first, end, _LAP):
-        lap = run_many(range(first, min(first + _LAP, end)), jobs=options.jobs)
+        lap = run_many(range(first, min(first + _LAP, end)), jobs=options.jobs, older=options.older)
         whole.tally.add(lap.tally)
         whole.failures += lap.failures
         whole.took_s += lap.took_s

@@ -247,10 +247,10 @@ class MemoryHub:
 class FileHub:
     """The tailer on a file, in the caller's thread. The writer has a connection of its own."""
 
-    def __init__(self, library: str, path: Path, writer: Any, rng: random.Random) -> None:
+    def __init__(self, library: Driver, path: Path, writer: Any, rng: random.Random) -> None:
         self.writer = writer
         self.ends: list[int] = []
-        self._paths = source_paths(path, Driver(library))
+        self._paths = source_paths(path, library)
         self.log_path = self._paths.log
         self._rng = rng
         self._tailer: Tailer | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import multiprocessing
 import os
@@ -55,8 +56,8 @@ class Result:
         return "\n\n".join([*shown, self.summary()])
 
 
-def run_seed(seed: int, logs: Logs) -> Result:
-    program = random_program(random.Random(seed), seed=seed)
+def run_seed(seed: int, logs: Logs, *, older: bool) -> Result:
+    program = random_program(random.Random(seed), seed=seed, older=older)
     try:
         return Result(run(program, logs))
     except Exception as error:
@@ -88,7 +89,7 @@ def reason_of(program: Program, logs: Logs) -> Exception | None:
     return None
 
 
-def run_part(seeds: range) -> Result:
+def run_part(seeds: range, *, older: bool) -> Result:
     # Tables without a key and breaks are warned of, thousands of times.
     logging.getLogger("cdchub").setLevel(logging.CRITICAL)
     result = Result()
@@ -96,7 +97,7 @@ def run_part(seeds: range) -> Result:
         logs = Logs(Path(folder))
         try:
             for seed in seeds:
-                each = run_seed(seed, logs)
+                each = run_seed(seed, logs, older=older)
                 result.tally.add(each.tally)
                 result.failures += each.failures
         finally:
@@ -104,19 +105,19 @@ def run_part(seeds: range) -> Result:
     return result
 
 
-def run_many(seeds: range, *, jobs: int | None = None) -> Result:
-    """Runs the programs of these seeds in several processes."""
+def run_many(seeds: range, *, jobs: int | None = None, older: bool = False) -> Result:
+    """Runs the programs of these seeds in several processes. `older`: with writers on an old SQLite."""
     began_s = time.monotonic()
     whole = Result()
-    for part in _parts(seeds, jobs or os.cpu_count() or 1):
+    for part in _parts(seeds, jobs or os.cpu_count() or 1, older):
         whole.tally.add(part.tally)
         whole.failures += part.failures
     whole.took_s = time.monotonic() - began_s
     return whole
 
 
-def _parts(seeds: range, jobs: int) -> Iterator[Result]:
+def _parts(seeds: range, jobs: int, older: bool) -> Iterator[Result]:
     parts = [seeds[place : place + _PART] for place in range(0, len(seeds), _PART)]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        yield from pool.map(run_part, parts)
+        yield from pool.map(functools.partial(run_part, older=older), parts)

@@ -10,10 +10,14 @@ import functools
 import random
 import re
 import sqlite3
+from contextlib import closing
 from dataclasses import dataclass
+
+import apsw
 
 from cdchub.capture.table import Grade, quote
 from tests.capture.shapes import CASES, VALUES, Case, random_statement
+from tests.conformance.older import VERSION as OLDEST
 
 # The hub reads what is in the outbox, and mends capture where the schema has changed.
 LOOK = "-- the hub looks"
@@ -52,6 +56,7 @@ _ROOMS = ("a", "A", "b", "1", "2", "")
 class Program:
     """`room` is the room column, `follows` the room that somebody subscribes to.
 
+    `library`: "apsw", "sqlite3", or "older" for a writer in another process, on the oldest SQLite.
     `on_file`: the source is a file in WAL mode with the writer on a connection of its own, and the
     hub is the tailer itself; otherwise one connection in memory is both. `seed` decides what is no
     part of the program: the sizes of batches and pages, and who reads when.
@@ -107,15 +112,12 @@ class _Columns:
 
 @functools.cache
 def columns_of(case: Case) -> _Columns:
-    db = sqlite3.connect(":memory:")
-    try:
+    with closing(apsw.Connection(":memory:")) as db:
         for sql in case.create:
             db.execute(sql)
         rows = db.execute(
             "SELECT name, hidden, type, pk FROM pragma_table_xinfo(?)", (name_of(case),)
         ).fetchall()
-    finally:
-        db.close()
     writable = tuple(name for name, hidden, *_ in rows if not hidden)
     rowid_key = any(pk and type.upper() == "INTEGER" for _, _, type, pk in rows)
     generated = len(writable) < len(rows)
@@ -131,8 +133,9 @@ def replaces(case: Case) -> bool:
     return any("ON CONFLICT REPLACE" in sql for sql in case.create)
 
 
-def random_program(rng: random.Random, *, seed: int = 0) -> Program:
-    case = rng.choice(CASES)
+def random_program(rng: random.Random, *, seed: int = 0, older: bool = False) -> Program:
+    """`older`: its writer is a process of its own, on the oldest SQLite."""
+    case = rng.choice([case for case in CASES if case.since <= OLDEST] if older else CASES)
     columns = columns_of(case)
     grade = Grade.PLAIN if not replaces(case) and rng.random() < 0.15 else Grade.FULL
     migrates = rng.random() < 0.25
@@ -142,18 +145,23 @@ def random_program(rng: random.Random, *, seed: int = 0) -> Program:
         steps.insert(rng.randint(0, len(steps)), CHECK)
     return Program(
         case=case,
-        library=rng.choice(["apsw", "sqlite3"]),
+        library="older" if older else rng.choice(_libraries(case)),
         grade=grade,
         recursive_triggers=rng.random() < 0.25,
         foreign_keys=rng.random() < 0.6,
         room=rng.choice(columns.all[:4]) if case.rooms and rng.random() < 0.7 else None,
         follows=rng.choice(_ROOMS),
-        on_file=rng.random() < 0.04,
+        on_file=rng.random() < 0.04 or older,
         migrates=migrates,
         steps=(*steps, CHECK),
         seed=seed,
         encoding=rng.choice(_encodings(case)),
     )
+
+
+def _libraries(case: Case) -> list[str]:
+    """Those that know such a table: the standard library's SQLite may be an old one."""
+    return ["apsw", "sqlite3" if sqlite3.sqlite_version_info >= case.since else "apsw"]
 
 
 def _encodings(case: Case) -> list[str]:

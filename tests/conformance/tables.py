@@ -38,6 +38,8 @@ def read_exact(
 
 def _typed(kind: str, value: Any, encoding: str) -> Typed:
     if kind == "text" and encoding != "UTF-8":
+        # Old libraries keep half a character of a cast; no reader of text ever sees it.
+        value = value[: len(value) // 2 * 2]
         value = value.decode(encoding, "surrogatepass").encode("utf-8", "surrogatepass")
     return from_sqlite(kind.encode(), value)
 

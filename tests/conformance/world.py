@@ -24,6 +24,7 @@ from typing import Any
 import apsw
 
 from cdchub.capture.choice import Choice, TableChoice
+from cdchub.capture.driver import Driver
 from cdchub.capture.table import Shape
 from cdchub.catalog import Selection
 from cdchub.log import LogReader
@@ -32,6 +33,7 @@ from loadtest.rows import Rows, Table, from_wire, key_from_wire
 from tests.conformance.checks import check_transactions, check_updates, compare
 from tests.conformance.filters import expected_rows, random_selection
 from tests.conformance.hubs import FileHub, Hub, Logs, MemoryHub, head_of
+from tests.conformance.older import OlderSqlite
 from tests.conformance.programs import BASE, CHECK, JOIN, LOOK, PRUNE, READ, Program, name_of
 from tests.conformance.rivals import AfterTriggers, HookOracle, disagreements
 from tests.conformance.subscribers import Subscriber
@@ -85,6 +87,7 @@ class _World:
         self._tally = Tally(programs=1, on_file=program.on_file, migrating=program.migrates)
         self._stack = stack
         self._table = name_of(program.case)
+        self._older = stack.enter_context(OlderSqlite()) if program.library == "older" else None
         self._plain = self._opened(":memory:")
         self._hub = self._make_hub(logs)
         self._captured = self._hub.writer
@@ -123,6 +126,8 @@ class _World:
         return connection
 
     def _connect(self, path: str) -> Any:
+        if self._older is not None:
+            return self._older.connect(path)
         if self._program.library == "apsw":
             return apsw.Connection(path)
         return sqlite3.connect(path, isolation_level=None)
@@ -136,7 +141,8 @@ class _World:
             writer.execute(f"PRAGMA encoding = '{self._program.encoding}'")
             list(writer.execute("PRAGMA journal_mode = WAL"))
             writer.execute("PRAGMA synchronous = OFF")
-            hub = FileHub(self._program.library, path, writer, self._rng)
+            library = Driver.SQLITE3 if self._program.library == "sqlite3" else Driver.APSW
+            hub = FileHub(library, path, writer, self._rng)
         else:
             hub = MemoryHub(self._program.library, logs, self._rng)
         self._stack.callback(hub.close)
