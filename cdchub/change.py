@@ -155,6 +155,8 @@ _keyed_decoder = msgspec.json.Decoder(_RawKeyedRow)
 _key_decoder = msgspec.json.Decoder(_RawKey)
 _mark_decoder = msgspec.json.Decoder(_TransactionMark)
 _NULL = msgspec.Raw(b"null")
+# How the JSON of a change ends that is the last of its transaction; `conflated` ones are none.
+_COMMIT = b',"commit":true}'
 
 
 def wire_value(value: SqliteValue) -> WireValue:
@@ -318,6 +320,16 @@ def transaction_mark(data: bytes) -> tuple[int, bool]:
     """`(txid, commit)` of a change or a break, for continuing a transaction after a crash."""
     mark = _mark_decoder.decode(data)
     return mark.txid, mark.commit
+
+
+def is_commit(data: bytes) -> bool:
+    """Whether a change is the last one of its transaction, in the log or as a view sees it."""
+    return data.endswith(_COMMIT)
+
+
+def ends_transaction(entry: Entry) -> bool:
+    """Whether a transaction ends with this entry, a note perhaps."""
+    return transaction_mark(entry.data)[1] if entry.type in NOTES else is_commit(entry.data)
 
 
 def encode_note(note: WireNote) -> bytes:

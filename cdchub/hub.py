@@ -285,6 +285,8 @@ class Hub:
             catalog=lambda: self.core.present.catalog,
         )
         stack.push_async_callback(self.spools.close)
+        loop, newest = asyncio.get_running_loop(), self._history.state.present
+        head = Cursor(newest.number, newest.head_lsn)
         present = Present(
             history=self._history,
             catalog=self._catalog,
@@ -294,6 +296,7 @@ class Hub:
             ),
             log=_LogPages(reader, threads),
             with_bases=config.base.enabled,
+            is_whole=await loop.run_in_executor(threads, reader.ends_transaction, head),
         )
         present.knows_source = self._capturing.is_owner
         self.core = Core(config.stream, present, snapshots=self.spools, taken=self._capturing.accepted)
@@ -301,7 +304,6 @@ class Hub:
             self.paths, kick=self._capturing.kick, write_s_max=config.http.write_s_max
         )
         stack.push_async_callback(self.writer.close)
-        loop = asyncio.get_running_loop()
         self.rooms = Rooms(loop.call_later, grace_s=config.websocket.grace_s)
         self.messages = Messages(self.writer, present, work_s_max=config.websocket.work_s_max)
         self._running = asyncio.create_task(self.core.run(), name="cdchub-fanout")

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from cdchub.catalog import Selection
-from cdchub.change import ChangeType, Entry
+from cdchub.change import ChangeType, Entry, ends_transaction, is_commit
 from cdchub.config import StreamConfig
 from cdchub.fanout.conflation import Conflation, batched
 from cdchub.fanout.framed import FramedRing
@@ -61,12 +61,6 @@ class CatchUp:
         self._retry_ms = retry_ms
         self.outcomes: Counter[str] = Counter()
 
-    def begin_at_head(self, subscriber: Subscriber) -> None:
-        """For one that begins where the head is, and has nothing to catch up with."""
-        subscriber.cursor = self._present.cursor
-        subscriber.has_position = True
-        self._tell_caught_up(subscriber)
-
     async def run(self, subscriber: Subscriber, start: Start) -> None:
         """From a cursor or the base; after a reset; or (None) with a snapshot.
 
@@ -86,7 +80,6 @@ class CatchUp:
             await self._room_to_write(subscriber)
             match next_step(subscriber.cursor, self._present.view):
                 case GoLive():
-                    self._tell_caught_up(subscriber)
                     return
                 case AwaitLog():
                     await self._await_log(subscriber)
@@ -98,11 +91,6 @@ class CatchUp:
                     await self._send_recent(subscriber)
                 case ReadLog():
                     await self._send_page(subscriber)
-
-    def _tell_caught_up(self, subscriber: Subscriber) -> None:
-        if not subscriber.told_caught_up:
-            subscriber.told_caught_up = True
-            subscriber.sink.write(subscriber.feed.framer.caught_up(self._present.head))
 
     async def _room_to_write(self, subscriber: Subscriber) -> None:
         """Waits for the subscriber's turn, and until its transport has taken most of what it holds.
@@ -147,10 +135,11 @@ class CatchUp:
             # A break is near: entry by entry.
             await self._send_page(subscriber)
             return
-        data, upto = found
-        if data:
-            subscriber.sink.write(data)
-        subscriber.cursor = Cursor(subscriber.cursor.epoch, upto)
+        if found.is_open is not None:
+            subscriber.sink.write(found.data)
+            subscriber.is_open = found.is_open
+        subscriber.cursor = Cursor(subscriber.cursor.epoch, found.upto)
+        self._tell_end(subscriber, self._present.recent(found.upto - 1, found.upto))
 
     async def _send_page(self, subscriber: Subscriber) -> None:
         page = await self._page(subscriber)
@@ -162,11 +151,24 @@ class CatchUp:
         items = subscriber.feed.matcher.items(entries)
         if items:
             subscriber.sink.write(b"".join(subscriber.feed.frames(epoch, items)))
+            subscriber.is_open = not is_commit(items[-1][1])
         if broken is None:
             subscriber.cursor = Cursor(subscriber.cursor.epoch, page.scanned_to)
+            self._tell_end(subscriber, entries[-1:])
         else:
             subscriber.cursor = Cursor(subscriber.cursor.epoch, broken.lsn)
             await self._reset(subscriber, "schema", table=broken.table)
+
+    def _tell_end(self, subscriber: Subscriber, last: Sequence[Entry]) -> None:
+        """Tells of a transaction that ends with the last entry read, one that the reader doesn't see.
+
+        What the log left out of a page may have been that end: then a later one tells.
+        """
+        for entry in last if subscriber.is_open else ():
+            position = self._present.position(Cursor(subscriber.cursor.epoch, entry.lsn))
+            if position is not None and ends_transaction(entry):
+                subscriber.sink.write(subscriber.feed.framer.heartbeat(position))
+                subscriber.is_open = False
 
     async def _send_conflated(self, subscriber: Subscriber) -> None:
         """The last state of each key up to the head or a break, as far as memory allows."""
@@ -181,6 +183,8 @@ class CatchUp:
             held.add(subscriber.feed.matcher.items(entries))
             place = Cursor(place.epoch, page.scanned_to if broken is None else broken.lsn)
         epoch = self._epoch(subscriber)
+        # The states of different moments, until all are there.
+        subscriber.is_open = True
         rows_max, bytes_max = self._config.page_rows, self._config.page_bytes
         for part in batched(held.take(), rows_max=rows_max, bytes_max=bytes_max):
             subscriber.sink.write(b"".join(subscriber.feed.frames(epoch, part)))
@@ -314,6 +318,7 @@ class CatchUp:
             await self._room_to_write(subscriber)
             subscriber.sink.write(feed.snapshot_rows(position.epoch, lines))
         subscriber.sink.write(framer.snapshot_end(position))
+        subscriber.is_open = False
         subscriber.cursor = snapshot.cursor
         self._present.saw(snapshot.cursor)
 

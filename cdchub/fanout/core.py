@@ -65,6 +65,7 @@ class Core:
             config,
             taken=taken,
             met_break=self._meet_break,
+            became_whole=self._sign_all,
             failed=self._cut_live_off,
         )
         self._wheel: list[set[Subscriber]] = [set() for _ in range(_SLOTS)]
@@ -74,6 +75,8 @@ class Core:
         self.connection_count = 0
         # A server that can carry fewer connections lowers it.
         self.connections_max = config.subscribers_max
+        # Live ones that came in the middle of a transaction, and are told when they have it whole.
+        self._unsigned: list[Subscriber] = []
         self._when_draining: list[Callable[[], None]] = []
         # Streams that have ended, while their last bytes are on their way.
         self._ending: list[Sink] = []
@@ -182,7 +185,7 @@ class Core:
         self._rounds.when_between(partial(self._beat, self.subscribers()))
 
     def _beat(self, subscribers: Iterable[Subscriber]) -> None:
-        head = self.present.head
+        head = self._whole_head
         shared: dict[Framer, bytes] = {}
         for subscriber in list(subscribers):
             framer = subscriber.feed.framer
@@ -231,7 +234,8 @@ class Core:
         self.outcomes["opened"] += 1
         sink.listen(subscriber)
         if start == self.present.cursor:
-            self._catch_up.begin_at_head(subscriber)
+            subscriber.cursor = start
+            subscriber.has_position = True
             self._go_live(subscriber)
         else:
             self._begin_catch_up(subscriber, start)
@@ -326,10 +330,18 @@ class Core:
 
         self._rounds.when_between(end)
 
+    @property
+    def _whole_head(self) -> Position | None:
+        """The head, unless the transaction there goes on."""
+        return self.present.head if self.present.is_whole else None
+
     def _position_of(self, subscriber: Subscriber) -> Position | None:
+        """What it may be told; None: no more than the ids that it has had already."""
         if subscriber.state is SubscriberState.LIVE:
-            return self.present.head
-        return self.present.position(subscriber.cursor) if subscriber.has_position else None
+            return self._whole_head
+        if subscriber.is_open or not subscriber.has_position:
+            return None
+        return self.present.position(subscriber.cursor)
 
     def _forget_ended(self) -> None:
         self._ending = [sink for sink in self._ending if sink.buffered_bytes]
@@ -340,14 +352,36 @@ class Core:
         subscriber.on(event)
         del subscriber.feed.live[subscriber]
         subscriber.cursor = cursor
+        # Before a break: nobody knows any more whether a transaction ended there.
+        subscriber.is_open = not self.present.is_whole or cursor != self.present.cursor
         self._begin_catch_up(subscriber, cursor)
 
     def _go_live(self, subscriber: Subscriber) -> None:
         """In the same step in which the cursor was seen to be the head: see `seam`."""
         subscriber.on(SubscriberEvent.CAUGHT_UP)
         subscriber.feed.live[subscriber] = subscriber.sink.write
+        if self.present.is_whole:
+            self._sign(subscriber)
+        else:
+            self._unsigned.append(subscriber)
         if subscriber.sink.is_full:
             self.is_full(subscriber)
+
+    def _sign(self, subscriber: Subscriber) -> None:
+        """Tells one that has become live that it has all there is. The head is whole."""
+        framer = subscriber.feed.framer
+        if not subscriber.told_caught_up:
+            subscriber.told_caught_up = True
+            subscriber.sink.write(framer.caught_up(self.present.head))
+        elif subscriber.is_open:
+            subscriber.sink.write(framer.heartbeat(self.present.head))
+        subscriber.is_open = False
+
+    def _sign_all(self) -> None:
+        unsigned, self._unsigned = self._unsigned, []
+        for subscriber in unsigned:
+            if subscriber.state is SubscriberState.LIVE:
+                self._sign(subscriber)
 
     def _begin_catch_up(self, subscriber: Subscriber, start: Start) -> None:
         assert self._tasks is not None, "the core runs before anybody subscribes"

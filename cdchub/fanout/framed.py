@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
-from cdchub.change import ChangeType, Entry
+from cdchub.change import ChangeType, Entry, is_commit
 from cdchub.fanout.feed import Feed
 from cdchub.fanout.present import Present
 
@@ -21,19 +21,29 @@ _BLOCK_LSNS = 256
 _OVERHEAD_BYTES = 500
 
 
+class Part(NamedTuple):
+    """Some frames, and the LSN up to which they go. `is_open`: the last of their changes does not end
+    its transaction; None where there is no change."""
+
+    data: bytes
+    upto: int
+    is_open: bool | None
+
+
 class _Block(NamedTuple):
     """The frames of a feed's changes after `start` up to `end`; `offsets` say where each begins."""
 
     start: int
     end: int
     lsns: Sequence[int]
+    commits: Sequence[bool]
     offsets: Sequence[int]
     data: bytes
 
     @property
     def weight(self) -> int:
         """Bytes, with what the objects around them take: a block without a match has some too."""
-        return len(self.data) + 16 * len(self.lsns) + _OVERHEAD_BYTES
+        return len(self.data) + 24 * len(self.lsns) + _OVERHEAD_BYTES
 
 
 class FramedRing:
@@ -62,8 +72,8 @@ class FramedRing:
         if block is not None:
             self._bytes -= block.weight
 
-    def after(self, feed: Feed, lsn: int) -> tuple[bytes, int] | None:
-        """Some of what follows `lsn`, which must be in the ring, and the LSN up to which that goes.
+    def after(self, feed: Feed, lsn: int) -> Part | None:
+        """Some of what follows `lsn`, which must be in the ring.
 
         None where a break of one of the feed's tables is among it.
         """
@@ -94,17 +104,20 @@ class FramedRing:
         items = feed.matcher.items(entries)
         frames = feed.frames(view.log.present.epoch, items)
         offsets = [0, *accumulate(map(len, frames))]
-        return _Block(start, entries[-1].lsn, [lsn for lsn, _ in items], offsets, b"".join(frames))
+        lsns, commits = [lsn for lsn, _ in items], [is_commit(data) for _, data in items]
+        return _Block(start, entries[-1].lsn, lsns, commits, offsets, b"".join(frames))
 
 
-def _part(block: _Block, lsn: int, *, bytes_max: int) -> tuple[bytes, int]:
+def _part(block: _Block, lsn: int, *, bytes_max: int) -> Part:
     """What a block has after `lsn`, or the first `bytes_max` of that, one change at the least."""
     first = bisect_right(block.lsns, lsn)
     begin = block.offsets[first]
     last = max(first + 1, bisect_right(block.offsets, begin + bytes_max) - 1)
-    if last >= len(block.lsns):
-        return block.data[begin:], block.end
-    return block.data[begin : block.offsets[last]], block.lsns[last - 1]
+    if last < len(block.lsns):
+        data = block.data[begin : block.offsets[last]]
+        return Part(data, block.lsns[last - 1], not block.commits[last - 1])
+    is_open = None if first == len(block.lsns) else not block.commits[-1]
+    return Part(block.data[begin:], block.end, is_open)
 
 
 def _breaks(entry: Entry, feed: Feed) -> bool:

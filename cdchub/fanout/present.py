@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Sequence
 
 from cdchub.catalog import Catalog
-from cdchub.change import Entry
+from cdchub.change import Entry, ends_transaction
 from cdchub.fanout.ports import LogPages
 from cdchub.fanout.seam import AwaitLog, GoLive, Gone, ReadLog, ReadRing, View, next_step
 from cdchub.log.protocol import Cursor, Expired, HistoryChanged, Narrowing, Page
@@ -27,8 +27,10 @@ class Present:
         ring: Ring,
         log: LogPages,
         with_bases: bool = True,
+        is_whole: bool = True,
     ) -> None:
-        """`with_bases`: a history without a base snapshot is about to get one."""
+        """`with_bases`: a history without a base snapshot is about to get one. `is_whole`: a
+        transaction ends at the head."""
         self.catalog = catalog
         self._with_bases = with_bases
         # False where somebody else reads the source: then its head may be ahead of all we know.
@@ -38,6 +40,8 @@ class Present:
         self._ring = ring
         self._log = log
         self._source_head_lsn = ring.head_lsn
+        # False while a transaction that is larger than one delivery has come in part.
+        self.is_whole = is_whole
         self._moved = asyncio.Event()
 
     @property
@@ -95,6 +99,8 @@ class Present:
 
     def append(self, entries: Sequence[Entry], *, source_head_lsn: int, nonce: int | None) -> None:
         self._ring.extend(entries)
+        if entries:
+            self.is_whole = ends_transaction(entries[-1])
         self._head_nonce = nonce
         self._source_head_lsn = max(self._source_head_lsn, source_head_lsn)
 
@@ -107,6 +113,7 @@ class Present:
         if begun:
             self._head_nonce = history.head_nonce
             self._ring.restart(head_lsn=history.state.present.head_lsn)
+            self.is_whole = True
             self._source_head_lsn = history.state.present.head_lsn
         return begun
 

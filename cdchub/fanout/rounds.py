@@ -9,6 +9,9 @@ A round goes to those who were live when it began, a slice an iteration of the l
 thousand writes don't hold up new connections and other streams. Inside a round some of the live ones
 stand behind the head: whatever asks where a subscriber stands, or changes who is live, waits for
 the round's end (`when_between`). Only who closes is passed over at once.
+
+A transaction's last change may be one that a feed does not see. Its readers are told where it ended:
+by a position behind it, in the round that brought the end.
 """
 
 from __future__ import annotations
@@ -17,15 +20,16 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
-from cdchub.change import ChangeType, Entry
+from cdchub.change import ChangeType, Entry, ends_transaction, is_commit
 from cdchub.config import StreamConfig
 from cdchub.fanout.feed import Feed
 from cdchub.fanout.feeds import Feeds
 from cdchub.fanout.present import Present
 from cdchub.fanout.subscriber import SubscriberState
 from cdchub.log.protocol import Appended, Cursor, Delivery, HistoryChanged, SchemaChanged
+from cdchub.position import Lsn, Position
 
 logger = logging.getLogger("cdchub.fanout")
 
@@ -76,8 +80,9 @@ class Round:
 
 class Rounds:
     """`taken` is called once for each `Appended` delivery that has been taken in; `met_break` when
-    the history of a feed's tables is interrupted behind the cursor; `failed` when a round could not be
-    made or written, so that some live ones may have missed it."""
+    the history of a feed's tables is interrupted behind the cursor; `became_whole` after a round that
+    brought the head to the end of a transaction; `failed` when a round could not be made or written, so
+    that some live ones may have missed it."""
 
     def __init__(
         self,
@@ -87,6 +92,7 @@ class Rounds:
         *,
         taken: Callable[[], None],
         met_break: Callable[[Feed, Cursor], None],
+        became_whole: Callable[[], None],
         failed: Callable[[], None],
     ) -> None:
         self._present = present
@@ -94,10 +100,13 @@ class Rounds:
         self._config = config
         self._taken = taken
         self._met_break = met_break
+        self._became_whole = became_whole
         self._failed = failed
         self._deliveries: deque[Delivery] = deque()
         self._round: Round | None = None
         self._between: list[Callable[[], None]] = []
+        # Feeds whose live readers have a part of a transaction, and not its last change.
+        self._open: dict[Feed, None] = {}
         self._pause: asyncio.TimerHandle | None = None
         self.fault: str | None = None
 
@@ -163,6 +172,7 @@ class Rounds:
                 self._deliveries.popleft()
                 before = present.cursor
                 if present.take_history(history):
+                    self._open.clear()
                     self._feeds.framed.clear()
                     for feed in self._feeds:
                         self._met_break(feed, before)
@@ -179,12 +189,31 @@ class Rounds:
             if any(map(feed.matcher.covers, broken)):
                 self._met_break(feed, before)
         round_ = Round(asyncio.get_running_loop().time())
-        epoch = self._present.head.epoch
-        for feed, items in self._feeds.index.concerned(entries).items():
+        for feed, frames in self._frames(entries).items():
             if feed.live:
-                round_.add(b"".join(feed.frames(epoch, items)), feed)
+                round_.add(b"".join(frames), feed)
         self._round = round_
         self._write_slice()
+
+    def _frames(self, entries: Sequence[Entry]) -> dict[Feed, list[bytes]]:
+        """What each feed's live readers get of these entries."""
+        epoch = self._present.head.epoch
+        found = self._feeds.index.concerned(entries)
+        frames = {feed: feed.frames(epoch, items) for feed, items in found.items() if feed.live}
+        for feed in frames:
+            if is_commit(found[feed][-1][1]):
+                self._open.pop(feed, None)
+            else:
+                self._open[feed] = None
+        ends = (entry.lsn for entry in reversed(entries) if ends_transaction(entry))
+        if self._open and (end := next(ends, 0)):
+            for feed in [*self._open]:
+                # What it got last may belong to the next transaction, whose end is to come.
+                if feed not in found or found[feed][-1][0] < end:
+                    del self._open[feed]
+                    position = Position(epoch, Lsn(end))
+                    frames.setdefault(feed, []).append(feed.framer.heartbeat(position))
+        return frames
 
     def _append(self) -> list[Entry]:
         """Takes in what has piled up, as far as one round may carry it."""
@@ -225,6 +254,8 @@ class Rounds:
         if round_ is None:
             return
         self._run_between()
+        if self._present.is_whole:
+            self._became_whole()
         if self._deliveries and self._pause is None:
             loop = asyncio.get_running_loop()
             took_s = loop.time() - round_.began_s

@@ -74,6 +74,7 @@ class Subscriber:
         "epoch_breaks",
         "feed",
         "has_position",
+        "is_open",
         "sink",
         "slot",
         "snapshot",
@@ -107,6 +108,9 @@ class Subscriber:
         # False between a snapshot's (or its reset's) first event and its last row.
         self.has_position = False
         self.told_caught_up = False
+        # Whether it has a part of a transaction and has not been told of its end. Until then it is told
+        # no position: one says that every transaction before it is whole (INTERFACE §2, `commit`).
+        self.is_open = False
         self.epoch_breaks = 0
         self.task: asyncio.Task[None] | None = None
 

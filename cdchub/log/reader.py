@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from cdchub.change import Entry, as_commit
+from cdchub.change import Entry, as_commit, ends_transaction
 from cdchub.log import bases
 from cdchub.log.blocks import key_of
 from cdchub.log.entries import read_entries
@@ -71,6 +71,12 @@ class LogReader:
             .fetchone()
         )
         return row[1] if row is not None and row[0] == cursor.lsn else None
+
+    def ends_transaction(self, cursor: Cursor) -> bool:
+        """Whether a transaction ends at a cursor: an append that a crash cut short is continued."""
+        before = Cursor(cursor.epoch, max(0, cursor.lsn - 1))
+        entries = read_entries(self._connection(), before, cursor.lsn, Narrowing())
+        return all(ends_transaction(entry) for entry in entries)
 
     def bases(self) -> list[BaseInfo]:
         """The complete base snapshots, oldest first."""

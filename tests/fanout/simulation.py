@@ -65,6 +65,7 @@ class Simulation:
         ]
         self.clients = [
             SimClient(
+                self.source,
                 self.core,
                 framer,
                 selection,
@@ -101,7 +102,7 @@ class Simulation:
     def _step(self) -> None:
         draw, client = self.rng.random(), self.rng.choice(self.clients)
         if draw < 0.30:
-            self.core.accept(self.source.commit(self.rng.choice((1, 1, 2, 5, 30))))
+            self._commit()
         elif draw < 0.75:
             client.take(self.rng.choice((10, 200, 5_000)))
         elif draw < 0.85:
@@ -110,17 +111,33 @@ class Simulation:
         elif draw < 0.90:
             self.core.heartbeat()
         elif draw < 0.93:
+            self._end_transaction()
             self.core.accept(self.source.schema_break(self.rng.choice(TABLES)))
         elif draw < 0.96:
             self.core.accept(self.source.retain(self.rng.choice((5, 100, 400))))
         elif draw < 0.98:
+            self._end_transaction()
             self.source.back_up()
         elif self.breaks < self._breaks_max:
             self.breaks += 1
             self.core.accept(self.source.restore())
 
+    def _commit(self) -> None:
+        """A transaction, or a part of a large one; the next steps bring the rest."""
+        if self.source.rest[1]:
+            self.core.accept(self.source.go_on(self.rng.choice((1, 5, 30))))
+        else:
+            count = self.rng.choice((1, 1, 2, 5, 30))
+            upto = self.rng.randint(1, count) if self.rng.random() < 0.3 else count
+            self.core.accept(self.source.commit(count, upto=upto))
+
+    def _end_transaction(self) -> None:
+        if self.source.rest[1]:
+            self.core.accept(self.source.go_on(self.source.rest[1]))
+
     async def _settle(self) -> None:
         """Lets every reader take everything there is."""
+        self._end_transaction()
         quiet = 0
         while quiet < 300:
             moved = False
@@ -137,6 +154,7 @@ class Simulation:
     def _judge(self, client: SimClient) -> None:
         client.cut()
         assert 0 < client.most_bytes <= HELD_BYTES_MAX, "more was held than the bounds allow"
+        assert client.open_txid is None, "nothing told that the last transaction is whole"
         matcher = Matcher(client.selection, CATALOG)
         assert client.begun_at is not None
         epoch, begun_lsn = client.begun_at

@@ -62,10 +62,12 @@ def test_slices_of_shared_blocks_are_what_each_reader_would_get(seed: int, tmp_p
                 while lsn < view.head_lsn:
                     found = framed.after(feed, lsn)
                     assert found is not None
-                    data, upto = found
+                    data, upto = found.data, found.upto
                     assert upto > lsn
                     assert data == world.expected(feed, lsn, upto)
                     assert len(data) <= page_bytes or data.count(b"data: ") == 1
+                    ended = data.endswith(b'"commit":true}\n\n')
+                    assert found.is_open == (not ended if data else None)
                     lsn = upto
     finally:
         world.close()

@@ -29,7 +29,12 @@ class World:
 
     def client(self) -> SimClient:
         client = SimClient(
-            self.core, self._framer, Selection(None), snapshot=False, buffer_bytes_max=2**20
+            self.source,
+            self.core,
+            self._framer,
+            Selection(None),
+            snapshot=False,
+            buffer_bytes_max=2**20,
         )
         client.connect()
         assert client.sink is not None

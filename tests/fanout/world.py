@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cdchub.catalog import Affinity, Catalog, ColumnInfo, Selection, TableInfo
-from cdchub.change import ChangeType, Entry, WireNote, encode_change, encode_note
+from cdchub.change import ChangeType, Entry, WireNote, encode_change, encode_note, ends_transaction
 from cdchub.config import StreamConfig
 from cdchub.fanout import Core, Gone, Present, Subscriber, resolve
 from cdchub.log import LogReader, LogWriter, Ring
@@ -62,11 +62,17 @@ class SimSource:
         self.rows: Rows = {name: {} for name in TABLES}
         self._backup = self._copy()
         self.head = 0
+        # Of a transaction that goes on: its txid, and how many changes are to come.
+        self.rest = (0, 0)
         self._log.start_epoch(base_lsn=0, base_nonce=None, now_ms=0, reason="new")
         self._log.adopt(self._mark)
         self.history = HistoryChanged(self._log.state(), None)
         # By epoch number: everything that was ever committed in it, for the judge.
         self.committed: dict[int, list[Entry]] = {1: []}
+
+    @property
+    def epoch_name(self) -> str:
+        return self.history.state.present.epoch
 
     @property
     def epoch_number(self) -> int:
@@ -75,11 +81,27 @@ class SimSource:
     def close(self) -> None:
         self._log.close()
 
-    def commit(self, count: int) -> Appended:
-        """One transaction of random changes, in the log when this returns."""
+    def commit(self, count: int, *, upto: int | None = None) -> Appended:
+        """One transaction of random changes, in the log when this returns; or the first `upto` of them,
+        and `go_on` brings the rest."""
         first = self.head + 1
-        entries = [self._change(first, last=place == count - 1) for place in range(count)]
-        return self._append(entries)
+        upto = count if upto is None else upto
+        self.rest = (first, count - upto)
+        return self._append([self._change(first, last=place == count - 1) for place in range(upto)])
+
+    def go_on(self, upto: int) -> Appended:
+        """More of a transaction that has not ended."""
+        first, left = self.rest
+        upto = min(upto, left)
+        self.rest = (first, left - upto)
+        return self._append([self._change(first, last=place == left - 1) for place in range(upto)])
+
+    def end_of(self, txid: int) -> int | None:
+        """The LSN at which a transaction of the present epoch ends, or None if it is not there yet."""
+        for entry in self.committed[self.epoch_number]:
+            if entry.lsn >= txid and ends_transaction(entry):
+                return entry.lsn
+        return None
 
     def schema_break(self, table: str) -> Appended:
         """Capture of `table` was interrupted: rows changed unseen, then the break was logged."""
@@ -97,6 +119,7 @@ class SimSource:
         lsn, rows = self._backup
         self.rows = {name: dict(content) for name, content in rows.items()}
         self.head = lsn
+        self.rest = (0, 0)
         self._log.start_epoch(base_lsn=lsn, base_nonce=None, now_ms=0, reason="restored")
         self.history = HistoryChanged(self._log.state(), None)
         self.committed[self.epoch_number] = []
@@ -226,6 +249,7 @@ class SimClient:
 
     def __init__(
         self,
+        source: SimSource,
         core: Core,
         framer: SseFramer,
         selection: Selection,
@@ -234,6 +258,7 @@ class SimClient:
         conflate: bool = False,
         buffer_bytes_max: int,
     ) -> None:
+        self._source = source
         self._core = core
         self._conflate = conflate
         self._buffer_bytes_max = buffer_bytes_max
@@ -248,6 +273,8 @@ class SimClient:
         self.received: list[int] = []
         self.begun_at: tuple[str, int] | None = None
         self.resets: list[str] = []
+        # The transaction of the last change, as long as nothing has told that it is whole.
+        self.open_txid: int | None = None
         # The most that any of its lines ever held.
         self.most_bytes = 0
 
@@ -292,8 +319,14 @@ class SimClient:
     def take(self, count: int) -> None:
         if self.sink is None:
             return
-        for event in self.parser.feed(self.sink.take(count)):
-            self._on(event)
+        # Block by block, because one without data moves only the last id.
+        for piece in self.sink.take(count).splitlines(keepends=True):
+            before = self.parser.last_id
+            events = self.parser.feed(piece)
+            for event in events:
+                self._on(event)
+            if self.parser.last_id != before and not events:
+                self._whole_at(self.parser.last_id)
         if self.sink.closed and not self.sink.buffered_bytes:
             self._hang_up()
 
@@ -306,7 +339,10 @@ class SimClient:
         match event.name:
             case "message":
                 self._change(json.loads(event.data))
+            case "caught-up":
+                self._whole_at(json.loads(event.data)["position"])
             case "snapshot":
+                self.open_txid = None
                 document = json.loads(event.data)
                 for table in document["tables"]:
                     self.rows[table].clear()
@@ -317,6 +353,7 @@ class SimClient:
             case "reset":
                 document = json.loads(event.data)
                 self.resets.append(document["reason"])
+                self.open_txid = None
                 for table in document["tables"]:
                     self.rows[table].clear()
                 if document["reason"] != "schema":
@@ -333,6 +370,17 @@ class SimClient:
             self.rows[table][key] = new["room"]  # type: ignore[index]
         if change["type"] != "SNAPSHOT":
             self.received.append(int(change["lsn"]))  # type: ignore[call-overload]
+            self.open_txid = None if change["commit"] else int(change["txid"])  # type: ignore[call-overload]
+
+    def _whole_at(self, position: str) -> None:
+        """A position without a change tells that all transactions before it are whole."""
+        epoch, _, lsn = position.rpartition(":")
+        if self.open_txid is None or epoch != self._source.epoch_name:
+            return
+        end = self._source.end_of(self.open_txid)
+        assert end is not None, f"half of transaction {self.open_txid} was told to be whole"
+        assert end <= int(lsn), f"half of transaction {self.open_txid} was told to be whole"
+        self.open_txid = None
 
 
 async def _ticks(count: int) -> None:

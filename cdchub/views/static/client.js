@@ -54,7 +54,8 @@ const ROOM_MESSAGES_MAX = 500;
 const RELOAD_MS = 10_000;
 // How long an edit may outlive the request that made it, waiting for its own change.
 const EDIT_LINGERS_MS = 5_000;
-// The silence after which a transaction counts as whole whose last change belongs to another table.
+// The silence on an event stream after which a transaction counts as whole whose last change belongs to
+// another table: a browser shows no page the ids that come without an event.
 const TRANSACTION_WAIT_MS = 100;
 const BACKOFF_BASE_MS = 1_000;
 const BACKOFF_MAX_MS = 30_000;
@@ -357,8 +358,8 @@ class Feed {
       this.open.push(change);
       clearTimeout(this.timer);
       if (change.commit) this.settle();
-      // Before it is live, its end will be told.
-      else if (this.isLive) this.settleLater();
+      // Before it is live, its end will be told; and a socket always tells it.
+      else if (this.isLive && this.connection.transport?.kind === "sse") this.settleLater();
     }
   }
 
