@@ -12,7 +12,14 @@ from cdchub import Hub
 from cdchub.capture.mending import Finding
 from cdchub.capture.source import Source
 from cdchub.config import BaseConfig, CaptureConfig, Config
-from tests.harness import PATIENCE_S, make_database, run_sql, write_without_triggers
+from tests.harness import (
+    PATIENCE_S,
+    HubProcess,
+    make_database,
+    run_sql,
+    wait_for,
+    write_without_triggers,
+)
 from tests.test_hub import until
 
 
@@ -164,3 +171,32 @@ async def test_rows_that_replace_removed_under_a_passing_index_are_told_of(tmp_p
                     rows.pop(key, None)
                 else:
                     rows[key] = change["newValue"]["v"]
+
+
+@pytest.mark.parametrize(
+    ("stops", "statement"),
+    [
+        ("RAISE(IGNORE)", "INSERT INTO todos(id) VALUES ('a')"),
+        ("RAISE(FAIL, 'no')", "INSERT INTO todos(id) VALUES ('a')"),
+    ],
+)
+def test_rows_that_a_newer_trigger_hid_from_ours_are_told(
+    database: Path, stops: str, statement: str
+) -> None:
+    """The newest trigger fires first, and can keep a row and end the others. No hub was there to put
+    capture's up again before it."""
+    with HubProcess(database) as hub:
+        wait_for(lambda: hub.status()["log"]["baseLsn"] is not None, "the base")
+        assert hub.stop() == 0
+    run_sql(
+        database, f"CREATE TRIGGER z AFTER INSERT ON todos WHEN new.id = 'a' BEGIN SELECT {stops}; END"
+    )
+    with contextlib.suppress(AssertionError):
+        run_sql(database, statement)
+    with HubProcess(database) as hub:
+        with hub.stream("table=todos&since=beginning") as stream:
+            (change,) = stream.changes(1)
+        assert (change["type"], change["key"]) == ("INSERT", {"id": "a"})
+        run_sql(database, "INSERT INTO todos(id) VALUES ('b')")
+        hub.wait_for_lsn(change["lsn"] + 1)
+        assert hub.stop() == 0

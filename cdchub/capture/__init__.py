@@ -2,8 +2,8 @@
 
 A change's way through these modules, and what stands beside it:
 
-- *what is captured*: `choice` (options) → `table` (shape) → `rows`, `stage`, `triggers` (its SQL)
-  → `install` (what stands, and what has to change);
+- *what is captured*: `schema`, `choice` (options) → `table` (shape) → `rows`, `stage`, `triggers` (its
+  SQL) → `standing` (what is there) → `install` (what has to change);
 - *a commit*: `wake` → `tailer` (the thread) → `source` → `outbox` (reading) → `commits`, `transactions`
   (where it ended) → `decode`, `encode` (JSON) → the log → `handover` (to the loop);
 - *when the schema or the rows changed unseen*: `audit`, `mending` → `difference`, `telling`;

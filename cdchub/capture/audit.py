@@ -13,10 +13,11 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from cdchub.capture import install
 from cdchub.capture.connection import read_transaction
 from cdchub.capture.outbox import OP, TABLE, OutboxRow, outbox_head
+from cdchub.capture.schema import Schema
 from cdchub.capture.source import Source
+from cdchub.capture.standing import stands
 from cdchub.capture.table import Shape, quote
 from cdchub.config import CaptureConfig
 
@@ -88,10 +89,10 @@ class Auditor:
             if head_lsn != source.progress.anchor.lsn or version != source.schema_version:
                 # Somebody was quicker: first the log gets what they wrote.
                 return None
-            stands = install.stands(source.connection, shape, table_id)
+            standing = stands(Schema(source.connection), shape, table_id)
             rows = self._count(source, shape)
         self._queue.pop()
-        if not stands:
+        if not standing:
             why = "its triggers are not the ones that were made"
             return Suspicion(shape.name, why, certain=True, table_id=table_id)
         return self._compare(table_id, shape, rows)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from cdchub.capture.table import Database, Grade, Shape, columns_of, read_shape, user_tables
+from cdchub.capture.schema import Schema
+from cdchub.capture.table import Grade, Shape, columns_of, read_shape
 from cdchub.catalog import fold_name
 from cdchub.errors import TableRefused
 
@@ -35,10 +36,10 @@ class Choice(msgspec.Struct, frozen=True):
 
 
 def wanted_shapes(
-    db: Database, choice: Choice, warnings: list[str], *, strict: bool
+    schema: Schema, choice: Choice, warnings: list[str], *, strict: bool
 ) -> dict[str, Shape]:
     """The shapes to capture, by name. Raises `TableRefused` for what is named, if `strict`."""
-    tables = user_tables(db)
+    tables = schema.user_tables()
     exclusions = Exclusions(choice.exclude, tables, strict=strict)
     folded = {fold_name(name): name for name in tables}
     named = {}
@@ -50,11 +51,11 @@ def wanted_shapes(
             continue
         excluded = exclusions.columns.get(name, frozenset())
         if not strict:
-            present = columns_of(db, name)
+            present = columns_of(schema.db, name)
             excluded = frozenset(column for column in excluded if fold_name(column) in present)
         how = named.get(name, TableChoice(name))
         try:
-            wanted[name] = read_shape(db, name, room=how.room, excluded=excluded, grade=how.grade)
+            wanted[name] = read_shape(schema, name, room=how.room, excluded=excluded, grade=how.grade)
         except TableRefused as error:
             if strict and (name in named or excluded):
                 raise

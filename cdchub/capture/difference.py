@@ -15,7 +15,8 @@ import msgspec
 
 from cdchub.capture.encode import RowEncoder
 from cdchub.capture.scan import ScannedRow, scan
-from cdchub.capture.table import Database, Shape
+from cdchub.capture.schema import Database
+from cdchub.capture.table import Shape
 from cdchub.capture.triggers import OUTBOX, value_columns
 from cdchub.change import InvalidText, SqliteValue, encode_lines, from_wire
 from cdchub.log.protocol import KnownRows

@@ -20,6 +20,7 @@ from cdchub.capture.base_reader import Pinned
 from cdchub.capture.choice import Choice, wanted_shapes
 from cdchub.capture.connection import read_transaction, write_transaction
 from cdchub.capture.outbox import Anchor, HistoryBroken, check_anchor, outbox_head
+from cdchub.capture.schema import Schema
 from cdchub.capture.source import Source
 from cdchub.log.protocol import AppendLog
 
@@ -104,6 +105,6 @@ def continue_history(
     source.begin(log.tail())
     with read_transaction(connection):
         if strict and choice is not None:
-            wanted_shapes(connection, choice, [], strict=True)
+            wanted_shapes(Schema(connection), choice, [], strict=True)
         source.schema_version = connection.pragma("schema_version")
         return install.suspects(connection, choice) is not None

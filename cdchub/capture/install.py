@@ -12,7 +12,7 @@ removes all of them; an empty `sqlite_sequence` may stay, because SQLite can't d
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -21,15 +21,11 @@ import msgspec
 
 from cdchub.capture.choice import Choice, wanted_shapes, warnings_for
 from cdchub.capture.difference import ShapeVersion
-from cdchub.capture.stage import stage_name
-from cdchub.capture.table import (
-    OWN_PREFIX,
-    Database,
-    Grade,
-    Shape,
-    literal,
-    quote,
-)
+from cdchub.capture.driver import BadStatement, SqliteFault
+from cdchub.capture.schema import OWN_PREFIX, Database, Schema
+from cdchub.capture.stage import scratch_name, stage_name
+from cdchub.capture.standing import may_have_escaped, stands
+from cdchub.capture.table import Grade, Shape, literal, quote
 from cdchub.capture.telling import Teller, Told
 from cdchub.capture.triggers import OUTBOX, capture_sql, value_columns
 from cdchub.catalog import Catalog, fold_name
@@ -128,13 +124,16 @@ def reconcile(
     """
     fresh = not is_installed(db)
     if fresh:
+        # A copied schema may have brought some of our objects along, which would fail every write.
+        uninstall(db)
         _create(db, choice or Choice())
     elif choice is not None and choice != load(db).choice:
         _set_meta(db, "choice", msgspec.json.encode(choice).decode())
     before = load(db)
     teller = Teller(db, None if silent else known, silent=silent or fresh)
     outcome = Outcome(before, teller.told, fresh=fresh)
-    wanted = wanted_shapes(db, before.choice, outcome.warnings, strict=strict)
+    schema = Schema(db)
+    wanted = wanted_shapes(schema, before.choice, outcome.warnings, strict=strict)
     named = {fold_name(chosen.table) for chosen in before.choice.tables or before.choice.rooms}
     named = {name for name in wanted if fold_name(name) in named}
     standing = {before.shapes[table_id].name: table_id for table_id in before.active}
@@ -143,8 +142,9 @@ def reconcile(
         old = ShapeVersion(table_id, before.shapes[table_id])
         if name not in wanted:
             _retire(db, old, teller)
-        elif wanted[name] != old.shape or name in escaped or not stands(db, old.shape, table_id):
-            replace = partial(_replace, db, old, wanted[name], teller, escaped=name in escaped)
+        elif wanted[name] != old.shape or name in escaped or not stands(schema, old.shape, table_id):
+            unseen = name in escaped or may_have_escaped(schema, old.shape, table_id)
+            replace = partial(_replace, db, old, wanted[name], teller, escaped=unseen)
             if not _attempt(db, replace, outcome, strict=strict and name in named):
                 _retire(db, old, teller)
         elif renumbered and not old.shape.key:
@@ -167,11 +167,12 @@ def suspects(db: Database, choice: Choice | None = None) -> list[str] | None:
         if not _maybe_renumbered(db) and _noted_schema(db) is not None:
             return None
         choice = captured.choice
-    wanted = wanted_shapes(db, choice, [], strict=False)
+    schema = Schema(db)
+    wanted = wanted_shapes(schema, choice, [], strict=False)
     found = []
     for table_id in captured.active:
         shape = captured.shapes[table_id]
-        same = wanted.get(shape.name) == shape and stands(db, shape, table_id)
+        same = wanted.get(shape.name) == shape and stands(schema, shape, table_id)
         if not same or not shape.key:
             found.append(shape.name)
     return found
@@ -196,6 +197,11 @@ def _attempt(db: Database, action: Callable[[], None], outcome: Outcome, *, stri
 def suspend(db: Database, table_id: int) -> None:
     """Takes down what captures one table; `reconcile` notices, and puts it up again."""
     _drop_capture(db, table_id)
+
+
+def has_traces(db: Database) -> bool:
+    """Whether anything of ours is in the source, be it of use or not."""
+    return bool(list(db.execute(f"SELECT 1 FROM sqlite_schema WHERE name GLOB {_OURS} LIMIT 1")))
 
 
 def uninstall(db: Database) -> None:
@@ -253,29 +259,8 @@ def _noted_schema(db: Database) -> str | None:
     return str(rows[0][0]) if rows else None
 
 
-def stands(db: Database, shape: Shape, table_id: int) -> bool:
-    """Whether all objects of this table are there, word for word, and no trigger is newer.
-
-    The newest fires first. If a user's one fails then under OR FAIL, SQLite keeps the row as it has
-    become and never gets to ours.
-    """
-    wanted = capture_sql(shape, table_id)
-    marks = ", ".join("?" * len(wanted))
-    found = dict(
-        db.execute(f"SELECT name, sql FROM sqlite_schema WHERE name IN ({marks})", tuple(wanted))
-    )
-    newer = db.execute(
-        "SELECT 1 FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = ? COLLATE NOCASE"
-        f" AND name NOT GLOB {_OURS} AND rowid > (SELECT min(rowid) FROM sqlite_schema"
-        f" WHERE type = 'trigger' AND name IN ({marks}))",
-        (shape.name, *wanted),
-    )
-    return found == wanted and not list(newer)
-
-
 def _replace(db: Database, old: ShapeVersion, wanted: Shape, teller: Teller, *, escaped: bool) -> None:
     """Captures a table anew after its shape, its indexes or its triggers have changed."""
-    escaped = escaped or not _triggers_stand(db, old.shape, old.id)
     same_rows = _apart_from_rivals(old.shape) == _apart_from_rivals(wanted)
     # Under a new unique index REPLACE evicted rows that the old triggers did not look for.
     fewer_rivals = wanted.grade is Grade.PLAIN or (
@@ -313,37 +298,44 @@ def _retire(db: Database, old: ShapeVersion, teller: Teller) -> None:
 
 
 def _create_capture(db: Database, shape: Shape, table_id: int) -> None:
+    """Raises `TableRefused` where the triggers can't be made."""
     _widen_outbox(db, 2 * len(shape.captured))
-    for sql in capture_sql(shape, table_id).values():
-        db.execute(sql)
-    _check_compiles(db, shape)
+    # Where statements fail without our triggers, they rest on something that only the writers have,
+    # such as a function of the application's.
+    works = _fault_in_statements(db, shape) is None
+    fault = _fault_in(db, capture_sql(shape, table_id).values())
+    if works and fault is None:
+        # So that a fault shows here and not in a user's statement.
+        fault = _fault_in_statements(db, shape)
+    if fault is not None:
+        raise TableRefused(shape.name, f"its capture triggers don't compile ({fault})") from fault
 
 
-def _check_compiles(db: Database, shape: Shape) -> None:
-    """Has SQLite compile the triggers, so that a fault shows here and not in a user's statement.
-
-    Raises `TableRefused`.
-    """
+def _fault_in_statements(db: Database, shape: Shape) -> Exception | None:
+    """What SQLite says when it compiles each kind of statement on a table, with its triggers."""
     table = quote(shape.name)
     column = next(quote(column.name) for column in shape.columns if not column.generated)
-    for statement in (
-        f"INSERT INTO {table}({column}) SELECT {column} FROM {table} WHERE 0",
-        f"UPDATE {table} SET {column} = {column} WHERE 0",
-        f"DELETE FROM {table} WHERE 0",
-    ):
+    return _fault_in(
+        db,
+        (
+            f"INSERT INTO {table}({column}) SELECT {column} FROM {table} WHERE 0",
+            f"UPDATE {table} SET {column} = {column} WHERE 0",
+            f"DELETE FROM {table} WHERE 0",
+        ),
+    )
+
+
+def _fault_in(db: Database, statements: Iterable[str]) -> Exception | None:
+    """Runs statements up to the first that SQLite can't compile, and returns what it says then."""
+    for statement in statements:
         try:
             db.execute(statement)
         except Exception as error:
-            # Whatever the library's own error class is: the reason goes to the user.
-            raise TableRefused(shape.name, f"its capture triggers don't compile ({error})") from error
-
-
-def _triggers_stand(db: Database, shape: Shape, table_id: int) -> bool:
-    """Whether every trigger of this table still stands on it. A rename takes triggers along."""
-    places = {fold_name(shape.name), fold_name(stage_name(table_id))}
-    marks = capture_sql(shape, table_id).keys() - {stage_name(table_id)}
-    rows = db.execute("SELECT name, tbl_name FROM sqlite_schema WHERE type = 'trigger'")
-    return marks <= {name for name, table in rows if fold_name(table) in places}
+            # A full disk or a lock is no fault of theirs.
+            if isinstance(error, SqliteFault) and not isinstance(error, BadStatement):
+                raise
+            return error
+    return None
 
 
 def _standing_triggers(db: Database, table_id: int) -> list[Any]:
@@ -356,7 +348,8 @@ def _standing_triggers(db: Database, table_id: int) -> list[Any]:
 def _drop_capture(db: Database, table_id: int) -> None:
     for (name,) in _standing_triggers(db, table_id):
         db.execute(f"DROP TRIGGER {quote(name)}")
-    db.execute(f"DROP TABLE IF EXISTS {stage_name(table_id)}")
+    for name in (stage_name(table_id), scratch_name(table_id)):
+        db.execute(f"DROP TABLE IF EXISTS {name}")
 
 
 def _widen_outbox(db: Database, width: int) -> None:

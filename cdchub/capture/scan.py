@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from cdchub.capture.table import Database, Shape, quote, rowid_text
+from cdchub.capture.schema import Database
+from cdchub.capture.table import Shape, quote, rowid_text
 from cdchub.change import InvalidText, SqliteValue
 from cdchub.filter import EVERYTHING, Narrow
 

@@ -9,23 +9,35 @@ index, and AFTER triggers take off what is gone from the table; a trigger on the
 - A row that was staged and stayed (IGNORE, DO UPDATE) is rubbish once its statement has ended. No
   trigger sees an end, but 'now' is one moment within a statement (sqlite.org/lang_datefunc.html):
   what was staged at another moment is removed, and reported only if it is gone.
+- An expression of an index is text of the user's, which means columns: with their affinities and
+  collations, which NEW does not have (sqlite.org/datatype3.html §3.3). So NEW is written to a scratch
+  table of one row, with just the columns that expressions name, and evaluated there.
 - The stage is written by upsert, because the conflict policy of the user's statement overrides any
   other policy inside a trigger.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 
 from cdchub.capture.rows import Image, Rows, same
-from cdchub.capture.table import OWN_PREFIX, UniqueIndex, literal, quote
+from cdchub.capture.schema import OWN_PREFIX
+from cdchub.capture.table import UniqueIndex, literal, quote
 
 # What it is called after the table's prefix, its event, its WHEN, and the statements of its body.
 Trigger = tuple[str, str, str, list[str]]
 
+# The key of the scratch table's only row.
+_ONLY = f"{OWN_PREFIX}only"
+
 
 def stage_name(table_id: int) -> str:
     return f"{OWN_PREFIX}stage_{table_id}"
+
+
+def scratch_name(table_id: int) -> str:
+    return f"{OWN_PREFIX}new_{table_id}"
 
 
 class Stage:
@@ -35,13 +47,26 @@ class Stage:
         self.rows = rows
         self._emit = emit
         self.name = stage_name(table_id)
+        self._scratch = scratch_name(table_id)
         self._key = [f"k{i}" for i in range(len(rows.identity))]
         self._values = [f"s{i}" for i in range(len(rows.shape.captured))]
         self.staged = self.image(self.name)
 
-    def create(self) -> str:
+    def create(self) -> dict[str, str]:
+        """The tables: name → CREATE statement."""
         columns = ", ".join([*self._key, *self._values])
-        return f"CREATE TABLE {self.name}(slot INTEGER PRIMARY KEY, live, moment, {columns})"
+        tables = {
+            self.name: f"CREATE TABLE {self.name}(slot INTEGER PRIMARY KEY, live, moment, {columns})"
+        }
+        if self.rows.shape.named:
+            named = ", ".join(
+                f"{quote(c.name)} {c.affinity} COLLATE {quote(c.collation)}"
+                for c in self.rows.shape.named
+            )
+            tables[self._scratch] = (
+                f"CREATE TABLE {self._scratch}({_ONLY} INTEGER PRIMARY KEY, {named})"
+            )
+        return tables
 
     def image(self, row: str) -> Image:
         values = dict(zip(self.rows.shape.captured, self._values, strict=True))
@@ -83,8 +108,22 @@ class Stage:
             for condition in conditions
         )
         put = self._put(conditions, but)
+        if self.rows.shape.named:
+            # Only the body can write down what the rivals are looked for by.
+            rivals, put = "1", [self._write_down(), *put]
         yield "b", event, f"{changed}({rivals})", put
         yield "g", event, f"{changed}{self._any(self._gone)}", [*self._take_off(self._gone), *put]
+
+    def _write_down(self) -> str:
+        """NEW into the scratch table."""
+        names = [column.name for column in self.rows.shape.named]
+        columns = ", ".join([_ONLY, *map(quote, names)])
+        values = ", ".join(["1", *map(self._new_value, names)])
+        update = ", ".join(f"{quote(name)} = excluded.{quote(name)}" for name in names)
+        return (
+            f"INSERT INTO {self._scratch}({columns}) VALUES ({values})"
+            f" ON CONFLICT({_ONLY}) DO UPDATE SET {update}"
+        )
 
     def _any(self, condition: str) -> str:
         return f"EXISTS (SELECT 1 FROM {self.name} WHERE {condition})"
@@ -124,8 +163,9 @@ class Stage:
     def _rival(self, index: UniqueIndex) -> str:
         """That `_cdchub_o` and NEW collide in `index`. NULLs are distinct, so `=` is right for them.
 
-        An expression or a predicate is not rewritten: its text is evaluated where the columns'
-        names mean the other row, and in a scope where they mean NEW.
+        An expression is not rewritten: its text is evaluated where the columns' names mean the other
+        row, and in the scratch table, where they mean NEW. Whether NEW is in a partial index is not
+        asked: if it is not, the other row stays, and what stays is never reported.
         """
         parts = []
         for term in index.terms:
@@ -136,17 +176,10 @@ class Stage:
                 )
             else:
                 theirs = f"({term.expression})"
-                parts.append(f"{theirs} {collate} = (SELECT {theirs} FROM {self._new()})")
+                parts.append(f"{theirs} {collate} = (SELECT {theirs} FROM {self._scratch})")
         if index.predicate is not None:
             parts.append(f"({index.predicate})")
-            parts.append(f"(SELECT ({index.predicate}) FROM {self._new()})")
         return "(" + " AND ".join(parts) + ")"
-
-    def _new(self) -> str:
-        """NEW as a one-row table with the columns' own names."""
-        columns = self.rows.shape.columns
-        values = (f"{self._new_value(c.name)} AS {quote(c.name)}" for c in columns)
-        return f"(SELECT {', '.join(values)})"
 
     def _new_value(self, name: str) -> str:
         column = self.rows.shape.column(name)
@@ -238,7 +271,16 @@ class Stage:
 
 
 def _default(text: str) -> str:
-    """A DEFAULT as an expression: in double quotes SQLite takes it for a string there, not a name."""
-    if not text.startswith('"'):
-        return text
-    return literal(text[1:-1].replace('""', '"'))
+    """A DEFAULT as an expression. A single name there is a string, in whichever quotes or none, and in
+    an expression it would be a column (sqlite.org/lang_createtable.html, "The DEFAULT clause")."""
+    if _WORD.fullmatch(text):
+        return text if text.upper() in _CONSTANTS else literal(text)
+    if _QUOTED.fullmatch(text):
+        return literal(text[1:-1].replace(2 * text[0], text[0]))
+    return literal(text[1:-1]) if _BRACKETED.fullmatch(text) else text
+
+
+_WORD = re.compile(r"[^\W\d]\w*")
+_QUOTED = re.compile(r"""([`"])(?:(?!\1).|\1\1)*\1""", re.DOTALL)
+_BRACKETED = re.compile(r"\[[^\]]*\]")
+_CONSTANTS = frozenset({"TRUE", "FALSE", "NULL", "CURRENT_TIME", "CURRENT_DATE", "CURRENT_TIMESTAMP"})

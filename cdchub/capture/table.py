@@ -8,29 +8,18 @@ read with the shape it was written under.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from enum import Enum
-from typing import Any, Protocol
 
 import msgspec
 
-from cdchub.catalog import ColumnInfo, TableInfo, affinity_of, fold_name
+from cdchub.capture.schema import Database, Schema, is_reserved
+from cdchub.catalog import Affinity, ColumnInfo, TableInfo, affinity_of, fold_name
 from cdchub.errors import TableRefused
 
-OWN_PREFIX = "_cdchub_"
 # SQLite's default SQLITE_MAX_COLUMN is 2,000 (sqlite.org/limits.html), and the outbox keeps the old
 # and the new value of each column beside seven columns of its own.
 COLUMNS_MAX = 990
-
-
-class Database(Protocol):
-    """What capture needs of a connection; `driver.Connection` is one."""
-
-    def execute(self, sql: str, parameters: Sequence[Any] = ..., /) -> Iterable[Any]: ...
-
-    def iterate(self, sql: str, parameters: Sequence[Any] = ..., /) -> Iterable[Any]:
-        """The rows as they are asked for, not all at once."""
-        ...
 
 
 class Grade(Enum):
@@ -64,11 +53,20 @@ class UniqueIndex(msgspec.Struct, frozen=True):
     predicate: str | None
 
 
+class NamedColumn(msgspec.Struct, frozen=True):
+    """A column that an expression names, with all that decides how it compares there."""
+
+    name: str
+    affinity: str
+    collation: str
+
+
 class Shape(msgspec.Struct, frozen=True):
     """One table. `columns` are those of `SELECT *`; `captured` are those of them not excluded.
 
-    `rowid` is a name under which the rowid can be read, None for a WITHOUT ROWID table. `key` are
-    the declared primary-key columns. `rowid_key`: that key is an INTEGER PRIMARY KEY.
+    `named` are the columns that the expressions of unique indexes name. `key` are the declared
+    primary-key columns; `rowid_key`: that key is an INTEGER PRIMARY KEY. `rowid` is a name under which
+    the rowid can be read, None for a WITHOUT ROWID table.
     """
 
     name: str
@@ -81,6 +79,7 @@ class Shape(msgspec.Struct, frozen=True):
     unique: tuple[UniqueIndex, ...]
     room: str | None
     grade: Grade = Grade.FULL
+    named: tuple[NamedColumn, ...] = ()
 
     def column(self, name: str) -> Column:
         return next(column for column in self.columns if column.name == name)
@@ -122,16 +121,6 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def user_tables(db: Database) -> list[str]:
-    """The names of all tables that capture can cover: no views, no virtual or shadow tables."""
-    rows = db.execute("SELECT name FROM pragma_table_list WHERE schema = 'main' AND type = 'table'")
-    return sorted(name for (name,) in rows if not is_reserved(name))
-
-
-def is_reserved(name: str) -> bool:
-    return fold_name(name).startswith((OWN_PREFIX, "sqlite_"))
-
-
 def columns_of(db: Database, table: str) -> frozenset[str]:
     """The names of a table's columns, folded; empty where there is no such table."""
     rows = db.execute("SELECT name FROM pragma_table_xinfo(?)", (table,))
@@ -139,7 +128,7 @@ def columns_of(db: Database, table: str) -> frozenset[str]:
 
 
 def read_shape(
-    db: Database,
+    schema: Schema,
     name: str,
     *,
     room: str | None,
@@ -152,10 +141,10 @@ def read_shape(
     """
     if is_reserved(name):
         raise TableRefused(name, "it is SQLite's or cdchub's own")
-    row = next(iter(_listed(db, name)), None)
-    if row is None:
+    listed = schema.listed(name)
+    if listed is None:
         raise TableRefused(name, "there is no such table")
-    name, kind, without_rowid, strict = row
+    db, (name, kind, without_rowid, strict) = schema.db, listed
     if kind != "table":
         raise TableRefused(name, f"it is a {kind} table; only ordinary tables fire triggers")
     columns = tuple(
@@ -170,7 +159,7 @@ def read_shape(
         db.execute("SELECT name, type FROM pragma_table_xinfo(?) WHERE pk > 0 ORDER BY pk", (name,))
     )
     key = tuple(column for column, _ in key_rows)
-    unique, has_key_index = _unique_indexes(db, name)
+    unique, has_key_index = _unique_indexes(schema, name)
     # A single INTEGER primary key without an index of its own is the rowid itself; one declared
     # "INTEGER PRIMARY KEY DESC" has an index and is not (sqlite.org/lang_createtable.html#rowid).
     rowid_key = not without_rowid and len(key) == 1 and not has_key_index
@@ -181,24 +170,17 @@ def read_shape(
         key=key,
         rowid=None if without_rowid else (key[0] if rowid_key else _rowid_name(name, columns)),
         rowid_key=rowid_key,
-        strict=bool(strict),
+        strict=strict,
         unique=unique,
         room=None,
         grade=grade,
+        named=_named(schema, name, columns, unique, strict=strict),
     )
     if shape.key_nullable and "rowid" in map(fold_name, key):
         raise TableRefused(
             name, "its key can be NULL and has a column called rowid: such keys can't be told apart"
         )
     return msgspec.structs.replace(shape, room=_room_column(shape, room))
-
-
-def _listed(db: Database, name: str) -> Iterable[tuple[str, str, int, int]]:
-    return db.execute(
-        "SELECT name, type, wr, strict FROM pragma_table_list"
-        " WHERE schema = 'main' AND name = ? COLLATE NOCASE",
-        (name,),
-    )
 
 
 def _captured(
@@ -232,13 +214,9 @@ def _rowid_name(table: str, columns: Sequence[Column]) -> str:
     )
 
 
-def _unique_indexes(db: Database, table: str) -> tuple[tuple[UniqueIndex, ...], bool]:
+def _unique_indexes(schema: Schema, table: str) -> tuple[tuple[UniqueIndex, ...], bool]:
     """The unique indexes of `table`, and whether one of them is the declared key's own."""
-    texts = dict(
-        db.execute(
-            "SELECT name, sql FROM sqlite_schema WHERE type = 'index' AND tbl_name = ?", (table,)
-        )
-    )
+    db = schema.db
     indexes = []
     has_key_index = False
     listed = list(db.execute('SELECT name, "unique", origin FROM pragma_index_list(?)', (table,)))
@@ -246,8 +224,8 @@ def _unique_indexes(db: Database, table: str) -> tuple[tuple[UniqueIndex, ...], 
         if not unique:
             continue
         has_key_index = has_key_index or origin == "pk"
-        sql = texts.get(index)
-        expressions, predicate = parse_index(sql) if sql else ([], None)
+        sql = schema.sql(index)
+        expressions, predicate = parse_index(sql, table) if sql else ([], None)
         terms = []
         rows = db.execute(
             "SELECT cid, name, coll FROM pragma_index_xinfo(?) WHERE key ORDER BY seqno", (index,)
@@ -266,29 +244,116 @@ _TOKEN = re.compile(
 )
 
 
-def parse_index(sql: str) -> tuple[list[str], str | None]:
+def _tokens(sql: str) -> list[str]:
+    return [" " if t.startswith(("--", "/*")) else t for t in _TOKEN.findall(sql)]
+
+
+def _name_in(token: str) -> str:
+    """What a token names, folded."""
+    first = token[:1]
+    if first in ('"', "`"):
+        return fold_name(token[1:-1].replace(2 * first, first))
+    return fold_name(token[1:-1] if first == "[" else token)
+
+
+def _lists(tokens: Sequence[str], start: int) -> tuple[list[list[str]], int]:
+    """The items of a list in brackets that opens at `start`, and the place where it closes."""
+    items: list[list[str]] = [[]]
+    depth = 0
+    for place in range(start, len(tokens)):
+        token = tokens[place]
+        depth += (token == "(") - (token == ")")
+        if depth == 0:
+            return items, place
+        if depth == 1 and token == ",":
+            items.append([])
+        elif place > start:
+            items[-1].append(token)
+    return items, len(tokens) - 1
+
+
+def _named(
+    schema: Schema,
+    table: str,
+    columns: Sequence[Column],
+    unique: Sequence[UniqueIndex],
+    *,
+    strict: bool,
+) -> tuple[NamedColumn, ...]:
+    expressions = [term.expression or "" for index in unique for term in index.terms]
+    names = {_name_in(token) for text in expressions for token in _tokens(text)}
+    found = [column for column in columns if fold_name(column.name) in names]
+    if not found:
+        return ()
+    collations = parse_collations(schema.sql(table) or "")
+    return tuple(
+        NamedColumn(
+            column.name,
+            stored_affinity(column.type, strict=strict),
+            collations.get(fold_name(column.name), "BINARY"),
+        )
+        for column in found
+    )
+
+
+def stored_affinity(declared_type: str, *, strict: bool) -> str:
+    """The affinity of a declared type as a type that has it, by sqlite.org/datatype3.html §3.1."""
+    broad = affinity_of(declared_type, strict=strict)
+    if broad is not Affinity.NUMERIC:
+        return str(broad.value)
+    name = declared_type.upper()
+    if "INT" in name:
+        return "INTEGER"
+    return "REAL" if any(part in name for part in ("REAL", "FLOA", "DOUB")) else "NUMERIC"
+
+
+def parse_collations(sql: str) -> dict[str, str]:
+    """The collations that a CREATE TABLE statement declares, by folded column name. No pragma tells
+    them."""
+    tokens = _tokens(sql)
+    found = {}
+    definitions, _ = _lists(tokens, tokens.index("("))
+    for definition in definitions:
+        words = [token for token in definition if not token.isspace()]
+        depth = 0
+        for place, word in enumerate(words[:-1]):
+            depth += (word == "(") - (word == ")")
+            if depth == 0 and word.lower() == "collate" and place:
+                found[_name_in(words[0])] = _name_in(words[place + 1])
+    return found
+
+
+def parse_index(sql: str, table: str) -> tuple[list[str], str | None]:
     """The indexed terms and the WHERE text of a CREATE INDEX statement, as the user wrote them.
 
     SQLite tells the columns of an index but not its expressions, so they are cut from the text that
     it has already accepted: only brackets, quotes and comments need to be understood.
     """
-    tokens = [" " if t.startswith(("--", "/*")) else t for t in _TOKEN.findall(sql)]
+    tokens = _tokens(sql)
     on = next(i for i, token in enumerate(tokens) if token.lower() == "on")
-    start = tokens.index("(", on)
-    depth, end = 0, start
-    terms: list[str] = []
-    term = ""
-    for end in range(start, len(tokens)):
-        token = tokens[end]
-        depth += (token == "(") - (token == ")")
-        if depth == 0 or (depth == 1 and token == ","):
-            terms.append(term.strip())
-            term = ""
-            if depth == 0:
-                break
-        elif end > start:
-            term += token
+    terms, end = _lists(tokens, tokens.index("(", on))
     rest = tokens[end + 1 :]
     where = next((i for i, token in enumerate(rest) if token.lower() == "where"), None)
-    predicate = "".join(rest[where + 1 :]).strip().rstrip(";") if where is not None else None
-    return [re.sub(r"\s+(asc|desc)$", "", t, flags=re.IGNORECASE) for t in terms], predicate
+    predicate = None if where is None else _unqualified(rest[where + 1 :], table).rstrip(";")
+    return ["".join(_unsorted(term)).strip() for term in terms], predicate
+
+
+def _unsorted(term: Sequence[str]) -> Sequence[str]:
+    """A term without its ASC or DESC."""
+    last = next((i for i in reversed(range(len(term))) if not term[i].isspace()), 0)
+    return term[:last] if term and term[last].lower() in ("asc", "desc") else term
+
+
+def _unqualified(tokens: Sequence[str], table: str) -> str:
+    """The text of a predicate, in which columns may be called by the table's name too: it is to be
+    evaluated where the table has another one."""
+    kept: list[str] = []
+    rest = list(tokens)
+    while rest:
+        token = rest.pop(0)
+        gap = next((i for i, each in enumerate(rest) if not each.isspace()), None)
+        if gap is not None and rest[gap] == "." and _name_in(token) == fold_name(table):
+            del rest[: gap + 1]
+        else:
+            kept.append(token)
+    return "".join(kept).strip()

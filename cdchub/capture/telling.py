@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import msgspec
 
 from cdchub.capture.difference import ShapeVersion, differs, write_difference, write_removal
-from cdchub.capture.table import Database, Shape, quote
+from cdchub.capture.schema import Database
+from cdchub.capture.table import Shape, quote
 from cdchub.capture.triggers import OUTBOX, backfill_sql
 from cdchub.catalog import TableSchema
 from cdchub.log.protocol import KnownRows

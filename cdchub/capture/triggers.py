@@ -16,8 +16,9 @@ than SQLite 3.35, and values travel as untyped columns, so that each arrives exa
 from __future__ import annotations
 
 from cdchub.capture.rows import Image, Rows
+from cdchub.capture.schema import OWN_PREFIX
 from cdchub.capture.stage import Stage
-from cdchub.capture.table import OWN_PREFIX, Grade, Shape
+from cdchub.capture.table import Grade, Shape
 
 OUTBOX = f"{OWN_PREFIX}outbox"
 
@@ -36,7 +37,7 @@ def capture_sql(shape: Shape, table_id: int) -> dict[str, str]:
     rows = Rows(shape)
     emission = _Emission(rows, table_id)
     triggers = _Triggers(rows.table, table_id)
-    created = {}
+    created: dict[str, str] = {}
     triggers.add("ai", "AFTER INSERT", "", [emission.present(rows.new)])
     moved = f"AFTER UPDATE OF {rows.names_in_set(shape.key)}"
     triggers.add("am", moved, rows.key_changed(), [emission.present(rows.new)])
@@ -44,7 +45,7 @@ def capture_sql(shape: Shape, table_id: int) -> dict[str, str]:
     triggers.add("ad", "AFTER DELETE", "", [emission.of_former(rows.old)])
     if shape.grade is Grade.FULL:
         stage = Stage(rows, table_id, emission.of_former)
-        created[stage.name] = stage.create()
+        created |= stage.create()
         _capture_evictions(triggers, stage)
     return created | triggers.created
 

@@ -79,7 +79,7 @@ def _deinit(paths: SourcePaths, options: argparse.Namespace) -> int:
     connection = open_source(paths)
     try:
         with translated(paths):
-            if not install.is_installed(connection) and not paths.log.exists():
+            if not install.has_traces(connection) and not paths.log.exists():
                 raise NotCaptured(options.database)
             _confirm(options)
             with write_transaction(connection):

@@ -18,7 +18,8 @@ from pathlib import Path
 from cdchub.capture import install
 from cdchub.capture.connection import open_source, source_paths, write_transaction
 from cdchub.capture.driver import Busy, Connection, SqliteFault
-from cdchub.capture.table import OWN_PREFIX, quote, user_tables
+from cdchub.capture.schema import OWN_PREFIX, Schema
+from cdchub.capture.table import quote
 from cdchub.capture.telling import TOLD_ROWS_MAX
 from cdchub.cli.rebuild import Files, apply_outbox
 from cdchub.errors import MigrationFailed, NoBase, SourceBusy, UsageError
@@ -112,7 +113,7 @@ def _body(statement: str) -> str:
 def _small_tables(connection: Connection) -> list[str]:
     """The captured tables whose rows can be told one by one. One may be gone, which no hub has seen."""
     captured = install.load(connection)
-    standing = user_tables(connection)
+    standing = Schema(connection).user_tables()
     names = [captured.shapes[table_id].name for table_id in captured.active]
     limited = "SELECT count(*) FROM (SELECT 1 FROM {} LIMIT {})"
     return [

@@ -16,7 +16,7 @@ import logging
 import random
 import secrets
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from functools import partial
 
 from cdchub.catalog import Selection
@@ -26,19 +26,16 @@ from cdchub.fanout.catchup import CatchUp, Start, StreamEnded
 from cdchub.fanout.encoding import Format
 from cdchub.fanout.feed import Feed, Framer
 from cdchub.fanout.feeds import Feeds
+from cdchub.fanout.heartbeats import SLOTS, Heartbeats
 from cdchub.fanout.ports import Sink, Snapshots
 from cdchub.fanout.present import Present
 from cdchub.fanout.rounds import Rounds
 from cdchub.fanout.subscriber import Subscriber, SubscriberEvent, SubscriberState
 from cdchub.fanout.turnstile import Turnstile
 from cdchub.log.protocol import Cursor, Delivery
-from cdchub.position import Position
 
 logger = logging.getLogger("cdchub.fanout")
 
-# Heartbeats are spread over so many ticks: ten thousand at once would take 50 ms, and each tick wakes
-# an idle hub.
-_SLOTS = 5
 # Subscribers of this transport have a connection each.
 OWN_CONNECTION = "sse"
 # At shutdown, the round that is under way has so long to end, and what was written last to leave.
@@ -68,8 +65,7 @@ class Core:
             became_whole=self._sign_all,
             failed=self._cut_live_off,
         )
-        self._wheel: list[set[Subscriber]] = [set() for _ in range(_SLOTS)]
-        self._next_slot = 0
+        self._heartbeats = Heartbeats(present)
         self.subscriber_count = 0
         # Connections that streams have: of one subscriber each, or of a session with several.
         self.connection_count = 0
@@ -99,7 +95,7 @@ class Core:
         return self._catch_up.outcomes
 
     def subscribers(self) -> list[Subscriber]:
-        return [subscriber for slot in self._wheel for subscriber in slot]
+        return list(self._heartbeats)
 
     def lag_lsn(self, subscriber: Subscriber) -> int:
         """How many LSNs a subscriber is behind the head, as far as they are of one epoch."""
@@ -153,15 +149,13 @@ class Core:
 
     async def run(self) -> None:
         """Owns every task of the fan-out until it is cancelled."""
-        slot = 0
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
                 while True:
-                    await asyncio.sleep(self._config.heartbeat_s / _SLOTS)
-                    slot = (slot + 1) % _SLOTS
-                    if self._wheel[slot]:
-                        self._rounds.when_between(partial(self._beat, self._wheel[slot]))
+                    await asyncio.sleep(self._config.heartbeat_s / SLOTS)
+                    if due := self._heartbeats.tick():
+                        self._rounds.when_between(partial(self._heartbeats.beat, due))
                     self._forget_ended()
         finally:
             self._tasks = None
@@ -182,21 +176,7 @@ class Core:
 
     def heartbeat(self) -> None:
         """Sends every subscriber its own cursor: the live ones share the head."""
-        self._rounds.when_between(partial(self._beat, self.subscribers()))
-
-    def _beat(self, subscribers: Iterable[Subscriber]) -> None:
-        head = self._whole_head
-        shared: dict[Framer, bytes] = {}
-        for subscriber in list(subscribers):
-            framer = subscriber.feed.framer
-            if subscriber.state is SubscriberState.LIVE:
-                beat = shared.get(framer)
-                if beat is None:
-                    beat = shared[framer] = framer.heartbeat(head)
-                subscriber.sink.write(beat)
-            elif subscriber.state is not SubscriberState.CLOSED and not subscriber.sink.is_full:
-                # A transport that is full shows life when it drains; more bytes would not help it.
-                subscriber.sink.write(framer.heartbeat(self._position_of(subscriber)))
+        self._rounds.when_between(partial(self._heartbeats.beat, self.subscribers()))
 
     def subscribe(
         self,
@@ -216,17 +196,16 @@ class Core:
         """
         self.admit()
         feed = self._feeds.join(selection, framer, format)
-        self._next_slot = (self._next_slot + 1) % _SLOTS
         subscriber = Subscriber(
             self,
             feed,
             sink,
-            slot=self._next_slot,
+            slot=self._heartbeats.next_slot(),
             snapshot=snapshot,
             conflate=conflate,
             transport=transport,
         )
-        self._wheel[subscriber.slot].add(subscriber)
+        self._heartbeats.add(subscriber)
         self.subscriber_count += 1
         if transport == OWN_CONNECTION:
             self.connection_count += 1
@@ -266,7 +245,7 @@ class Core:
         if subscriber.feed.live.pop(subscriber, None) is not None:
             self._rounds.somebody_closed()
         self._feeds.part(subscriber.feed)
-        self._wheel[subscriber.slot].discard(subscriber)
+        self._heartbeats.discard(subscriber)
         self.subscriber_count -= 1
         if subscriber.transport == OWN_CONNECTION:
             self.connection_count -= 1
@@ -323,25 +302,12 @@ class Core:
     def _end_politely(self, subscriber: Subscriber) -> None:
         def end() -> None:
             if subscriber.state is not SubscriberState.CLOSED:
-                position = self._position_of(subscriber)
+                position = self._heartbeats.position_of(subscriber)
                 farewell = subscriber.feed.framer.closing(position, retry_ms=self.retry_ms())
                 subscriber.sink.write(farewell)
                 self.unsubscribe(subscriber, "drained")
 
         self._rounds.when_between(end)
-
-    @property
-    def _whole_head(self) -> Position | None:
-        """The head, unless the transaction there goes on."""
-        return self.present.head if self.present.is_whole else None
-
-    def _position_of(self, subscriber: Subscriber) -> Position | None:
-        """What it may be told; None: no more than the ids that it has had already."""
-        if subscriber.state is SubscriberState.LIVE:
-            return self._whole_head
-        if subscriber.is_open or not subscriber.has_position:
-            return None
-        return self.present.position(subscriber.cursor)
 
     def _forget_ended(self) -> None:
         self._ending = [sink for sink in self._ending if sink.buffered_bytes]

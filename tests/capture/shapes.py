@@ -124,6 +124,39 @@ CASES = [
             "CREATE UNIQUE INDEX ix ON t(u) WHERE v = 1",
         ),
     ),
+    # In a predicate and in an expression a column compares by its affinity and its collation.
+    Case(
+        "partial_index_of_another_type",
+        (
+            "CREATE TABLE t(id INTEGER PRIMARY KEY, u TEXT COLLATE NOCASE, v INTEGER)",
+            "CREATE UNIQUE INDEX ix ON t(u) WHERE v = '1' OR v IN ('2', 'a')",
+        ),
+    ),
+    Case(
+        "partial_index_of_a_default",
+        (
+            "CREATE TABLE t(id TEXT PRIMARY KEY, u TEXT COLLATE NOCASE NOT NULL DEFAULT pending, v)",
+            "CREATE UNIQUE INDEX ix ON t(v) WHERE t.u IN ('A', 'PENDING') AND rowid > 0",
+        ),
+    ),
+    Case(
+        "expression_of_another_type",
+        (
+            (
+                "CREATE TABLE t(id INTEGER PRIMARY KEY, u TEXT COLLATE NOCASE NOT NULL DEFAULT [a],"
+                " v INTEGER DEFAULT 1, r REAL AS (v) STORED)"
+            ),
+            "CREATE UNIQUE INDEX ix ON t(CASE WHEN u = 'A' THEN v || '' END DESC, (v = '1')DESC)",
+        ),
+    ),
+    Case(
+        "expression_of_a_strict_any",
+        (
+            ("CREATE TABLE t(id TEXT PRIMARY KEY, u ANY, v ANY COLLATE NOCASE) STRICT, WITHOUT ROWID"),
+            "CREATE UNIQUE INDEX ix ON t((u = 1), (v = 'A'), u, v || '')",
+        ),
+        since=(3, 37, 0),
+    ),
     Case(
         "expression_index",
         (

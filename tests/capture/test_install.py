@@ -9,7 +9,14 @@ import pytest
 
 from cdchub.capture import install
 from cdchub.capture.choice import Choice, TableChoice
-from cdchub.capture.table import Grade, parse_index, read_shape
+from cdchub.capture.schema import Schema
+from cdchub.capture.table import (
+    Grade,
+    parse_collations,
+    parse_index,
+    read_shape,
+    stored_affinity,
+)
 from cdchub.capture.telling import TOLD_ROWS_MAX
 from cdchub.capture.triggers import OUTBOX
 from cdchub.errors import TableRefused
@@ -29,10 +36,47 @@ def db() -> apsw.Connection:
         ("CREATE INDEX i ON \"we(ird\"(a) WHERE a <> ')' AND b", ["a"], "a <> ')' AND b"),
         ("CREATE INDEX i ON t(a -- (one,\n, [b,c])", ["a", "[b,c]"], None),
         ("CREATE INDEX i ON t(a/* , */||'(,') where(b)", ["a ||'(,'"], "(b)"),
+        ("CREATE INDEX i ON t((a+b)DESC, c asc , (desc))", ["(a+b)", "c", "(desc)"], None),
+        ("CREATE INDEX i ON t(a) WHERE t.b=1.5 AND T . c AND [t].d || 't.e'", ["a"],
+         "b=1.5 AND  c AND d || 't.e'"),
     ],
 )  # fmt: skip
 def test_an_indexs_text_is_cut_at_its_terms(sql: str, terms: list[str], predicate: str | None) -> None:
-    assert parse_index(sql) == (terms, predicate)
+    assert parse_index(sql, "t") == (terms, predicate)
+
+
+@pytest.mark.parametrize(
+    ("sql", "collations"),
+    [
+        ("CREATE TABLE t(a, b TEXT)", {}),
+        ('CREATE TABLE t(a COLLATE nocase, b TEXT NOT NULL collate "RTRIM" UNIQUE)',
+         {"a": "nocase", "b": "rtrim"}),
+        ("CREATE TABLE t([A b] INT DEFAULT ('x' COLLATE NOCASE) CHECK (a COLLATE RTRIM = 1), c)", {}),
+        ('CREATE TABLE "t("(a TEXT /* COLLATE x */ COLLATE binary, `c``d` COLLATE NOCASE) STRICT',
+         {"a": "binary", "c`d": "nocase"}),
+    ],
+)  # fmt: skip
+def test_a_tables_text_tells_its_collations(sql: str, collations: dict[str, str]) -> None:
+    assert parse_collations(sql) == collations
+
+
+@pytest.mark.parametrize(
+    ("declared", "strict", "affinity"),
+    [
+        ("", False, "BLOB"), ("varchar(9)", False, "TEXT"), ("CHARINT", False, "INTEGER"),
+        ("FLOATING POINT", False, "INTEGER"), ("float", False, "REAL"), ("Decimal", False, "NUMERIC"),
+        ("ANY", False, "NUMERIC"), ("ANY", True, "BLOB"), ("BLOB", False, "BLOB"),
+    ],
+)  # fmt: skip
+def test_a_declared_type_has_an_affinity(declared: str, strict: bool, affinity: str) -> None:
+    assert stored_affinity(declared, strict=strict) == affinity
+    db = apsw.Connection(":memory:")
+    db.execute(f"CREATE TABLE t(a {'' if strict else declared}, b {affinity})")
+    for value in ("1", 1, 1.0, "1.5", "x", b"1"):
+        db.execute("DELETE FROM t")
+        db.execute("INSERT INTO t VALUES (?, ?)", (value, value))
+        ((one, other),) = db.execute("SELECT typeof(a) || quote(a), typeof(b) || quote(b) FROM t")
+        assert one == other
 
 
 @pytest.mark.parametrize(
@@ -51,7 +95,7 @@ def test_a_shape_knows_how_rows_are_told_apart(
     db: apsw.Connection, create: str, key: tuple[str, ...], rowid: str | None, nullable: bool
 ) -> None:
     db.execute(create)
-    shape = read_shape(db, "T", room=None)
+    shape = read_shape(Schema(db), "T", room=None)
     assert (shape.name, shape.key, shape.rowid, shape.key_nullable) == ("t", key, rowid, nullable)
 
 
@@ -75,7 +119,7 @@ def test_what_cannot_be_captured_is_refused_with_the_reason(
 ) -> None:
     db.execute(create)
     with pytest.raises(TableRefused, match=why):
-        read_shape(db, "t", room=room, excluded=frozenset(excluded))
+        read_shape(Schema(db), "t", room=room, excluded=frozenset(excluded))
 
 
 def outbox(db: apsw.Connection) -> list[tuple[str, object]]:
@@ -185,11 +229,11 @@ def test_swapped_tables_are_both_broken(db: apsw.Connection) -> None:
 def test_one_table_that_cannot_be_captured_stops_no_other(db: apsw.Connection) -> None:
     db.execute("CREATE TABLE good(a PRIMARY KEY)")
     install.reconcile(db)
-    db.execute("CREATE TABLE bad(a PRIMARY KEY)")
-    db.execute("CREATE TRIGGER z AFTER INSERT ON bad BEGIN INSERT INTO missing VALUES (1); END")
+    columns = ", ".join(f"c{n}" for n in range(600))
+    db.execute(f"CREATE TABLE bad({columns}, PRIMARY KEY({columns})) WITHOUT ROWID")
     outcome = install.reconcile(db)
     assert [t.name for t in outcome.captured.catalog().tables] == ["good"]
-    assert "missing" in outcome.warnings[0]
+    assert "Expression tree is too large" in outcome.warnings[0]
     db.execute("INSERT INTO good VALUES (1)")
     assert [op for op, _ in outbox(db)] == ["c"]
 
@@ -287,10 +331,49 @@ def test_uninstalling_leaves_no_trace(db: apsw.Connection) -> None:
 
 
 def test_a_fault_in_the_triggers_shows_at_installation(db: apsw.Connection) -> None:
-    # A bare word as default is a string to SQLite, but a column where it would be used.
-    db.execute("CREATE TABLE t(a TEXT NOT NULL DEFAULT word UNIQUE)")
+    # More terms than an expression may have: SQLite itself never compares so many at once.
+    columns = ", ".join(f"c{n}" for n in range(600))
+    db.execute(f"CREATE TABLE t({columns}, PRIMARY KEY({columns})) WITHOUT ROWID")
     with pytest.raises(TableRefused, match="don't compile"):
         install.reconcile(db, Choice((TableChoice("t"),)), strict=True)
+    # It stops nothing else, and leaves nothing behind.
+    db.execute("CREATE TABLE other(v)")
+    outcome = install.reconcile(db, Choice())
+    assert [shape.name for shape in outcome.captured.shapes.values()] == ["other"]
+    assert any("don't compile" in warning for warning in outcome.warnings)
+
+
+def test_what_only_the_writers_know_is_no_fault_of_the_triggers(db: apsw.Connection) -> None:
+    """A function of the application's in a user's trigger, or in an index: the hub has none of it."""
+    db.create_scalar_function("app", lambda value: value, deterministic=True)
+    db.execute(
+        "CREATE TABLE t(id INTEGER PRIMARY KEY, v); CREATE TABLE u(id INTEGER PRIMARY KEY, v);"
+        "CREATE TRIGGER z AFTER INSERT ON t BEGIN SELECT app(new.v); END;"
+        "CREATE UNIQUE INDEX ix ON u(app(v))"
+    )
+    db.create_scalar_function("app", None)
+    outcome = install.reconcile(db, Choice((TableChoice("t"), TableChoice("u"))), strict=True)
+    assert outcome.warnings == []
+    db.create_scalar_function("app", lambda value: value, deterministic=True)
+    db.execute("INSERT INTO t VALUES (1, 2); INSERT INTO u VALUES (1, 2)")
+    db.execute("INSERT OR REPLACE INTO u VALUES (2, 2)")
+    ((count,),) = db.execute(f"SELECT count(*) FROM {OUTBOX}")
+    assert count == 4
+
+
+def test_objects_that_a_copied_schema_brought_along_are_in_nobodys_way(db: apsw.Connection) -> None:
+    """`.dump t` has the table's triggers, ours too, and not the tables that they write to."""
+    source = apsw.Connection(":memory:")
+    source.execute("CREATE TABLE t(id INTEGER PRIMARY KEY, v UNIQUE)")
+    install.reconcile(source)
+    for (sql,) in source.execute("SELECT sql FROM sqlite_schema WHERE tbl_name = 't' AND sql NOT NULL"):
+        db.execute(sql)
+    source.close()
+    with pytest.raises(apsw.SQLError):
+        db.execute("INSERT INTO t VALUES (1, 2)")
+    assert install.reconcile(db).fresh
+    db.execute("INSERT OR REPLACE INTO t VALUES (1, 2), (2, 2)")
+    assert [op for (op,) in db.execute(f"SELECT op FROM {OUTBOX}")] == ["c", "d", "c"]
 
 
 def test_the_catalog_knows_the_rooms_of_tables_that_are_gone(db: apsw.Connection) -> None:
