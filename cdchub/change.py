@@ -137,6 +137,10 @@ class _TransactionMark(msgspec.Struct):
     commit: bool
 
 
+class _Stamp(msgspec.Struct):
+    timestamp: int
+
+
 class _NewRow(msgspec.Struct):
     newValue: dict[str, Any] | None
 
@@ -153,6 +157,7 @@ _members_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _rows_decoder = msgspec.json.Decoder(_BothRows)
 _keyed_decoder = msgspec.json.Decoder(_RawKeyedRow)
 _key_decoder = msgspec.json.Decoder(_RawKey)
+_stamp_decoder = msgspec.json.Decoder(_Stamp)
 _mark_decoder = msgspec.json.Decoder(_TransactionMark)
 _NULL = msgspec.Raw(b"null")
 # How the JSON of a change ends that is the last of its transaction; `conflated` ones are none.
@@ -330,6 +335,14 @@ def is_commit(data: bytes) -> bool:
 def ends_transaction(entry: Entry) -> bool:
     """Whether a transaction ends with this entry, a note perhaps."""
     return transaction_mark(entry.data)[1] if entry.type in NOTES else is_commit(entry.data)
+
+
+def as_break(entry: Entry) -> Entry:
+    """What stands for a change that can't be told: a hole in its table's history."""
+    txid, commit = transaction_mark(entry.data)
+    at_ms = _stamp_decoder.decode(entry.data).timestamp
+    note = WireNote(entry.lsn, ChangeType.BREAK.name, entry.table, at_ms, txid, commit)
+    return Entry(entry.lsn, ChangeType.BREAK, entry.table, None, None, encode_note(note))
 
 
 def encode_note(note: WireNote) -> bytes:

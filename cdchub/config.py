@@ -13,6 +13,9 @@ class CaptureConfig:
     # Rows per read of the outbox: large enough that the fixed cost of a read (some 20 µs) vanishes,
     # small enough that the log's commit and the hand-over stay in the milliseconds.
     batch_rows: int = 1_000
+    # As JSON; SQLite takes no value of 1 GB, and on its way a change is in memory some five times. One
+    # that is larger is told as a break of its table, instead of holding up all others.
+    change_bytes_max: int = 256 * 2**20
     # The -wal is written before its commit becomes visible, by microseconds or, where the writer
     # fsyncs (synchronous FULL), by however long the disk takes. So a wake that saw nothing looks
     # again: a few times at once, then at doubling intervals up to a bound that no fsync passes.

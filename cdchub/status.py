@@ -61,6 +61,7 @@ def status_of(
             "auditsFailed": counters.audits_failed,
             "commitsExact": counters.commits_exact,
             "commitsMerged": counters.commits_merged,
+            "changesTooLarge": counters.changes_too_large,
             "prunesQuiet": counters.prunes_quiet,
             "prunesForced": counters.prunes_forced,
             "rowsPruned": counters.rows_pruned,

@@ -16,7 +16,7 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -115,7 +115,7 @@ class Connection:
             _reject_broken_text(error)
             _raise(error)
 
-    def iterate(self, sql: str, parameters: Sequence[SqliteValue] = ()) -> Iterator[Row]:
+    def iterate(self, sql: str, parameters: Sequence[SqliteValue] = ()) -> Generator[Row]:
         """The rows of a statement, as they are asked for."""
         try:
             yield from self._raw.execute(sql, parameters)

@@ -8,12 +8,14 @@ writer and AUTOINCREMENT, so LSNs have no holes; a hole is lost history too, nev
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from cdchub.capture.driver import Connection
 from cdchub.capture.install import Captured
-from cdchub.capture.scan import decode_exact, exact_columns, text_codec
+from cdchub.capture.scan import decode_exact, exact_columns, take, text_codec
 from cdchub.capture.triggers import OUTBOX, value_columns
 from cdchub.errors import CdchubError
 
@@ -58,7 +60,8 @@ def check_anchor(connection: Connection, anchor: Anchor) -> None:
 def read_rows(
     connection: Connection, *, after: Anchor, captured: Captured, limit: int, width: int = 2
 ) -> list[OutboxRow]:
-    """The committed rows after the anchor, at most `limit`. Raises `HistoryBroken`.
+    """The committed rows after the anchor, at most `limit`, and fewer where they are large (see
+    `scan.take`), but not none. Raises `HistoryBroken`.
 
     To be called in a read transaction. Each has `width` values, or as many more as the widest shape
     among them needs: whoever expects the shapes that came last time saves a second query.
@@ -89,18 +92,25 @@ def _after_anchor(rows: list[OutboxRow], anchor: Anchor, *, nonce: int) -> list[
 def _rows_from(connection: Connection, first: int, width: int, limit: int) -> list[OutboxRow]:
     tail = f"FROM {OUTBOX} WHERE lsn >= ? ORDER BY lsn LIMIT ?"
     columns = value_columns(width)
+
+    def read(values: str, limit: int) -> list[OutboxRow]:
+        with closing(connection.iterate(f"{_HEAD}, {values} {tail}", (first, limit))) as rows:
+            # The first one may be the anchor, which is none of what is wanted.
+            return [*islice(rows, 1), *take(rows, limit - 1)]
+
     try:
-        return connection.execute(f"{_HEAD}, {', '.join(columns)} {tail}", (first, limit))
+        return read(", ".join(columns), limit)
     except UnicodeDecodeError:
         # Reading exactly takes two columns a value, and SQLite has a limit of columns.
         codec = text_codec(connection)
         rows: list[OutboxRow] = []
         for start in range(0, len(columns), _EXACT_COLUMNS_MAX):
             part = exact_columns(columns[start : start + _EXACT_COLUMNS_MAX])
-            found = connection.execute(f"{_HEAD}, {part} {tail}", (first, limit))
+            found = read(part, limit if start == 0 else len(rows))
             exact = [decode_exact(row[VALUES:], codec) for row in found]
             known = [row[:VALUES] for row in found] if start == 0 else rows
-            rows = [row + values for row, values in zip(known, exact, strict=True)]
+            # Of the further columns fewer rows may have been taken.
+            rows = [row + values for row, values in zip(known, exact, strict=False)]
         return rows
 
 

@@ -24,6 +24,7 @@ class CaptureCounters:
     retained: int = 0
     commits_exact: int = 0
     commits_merged: int = 0
+    changes_too_large: int = 0
     bases_taken: int = 0
     bases_failed: int = 0
     differences: int = 0

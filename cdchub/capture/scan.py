@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import marshal
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from itertools import islice
 from typing import Any
 
@@ -14,8 +16,11 @@ from cdchub.filter import EVERYTHING, Narrow
 # What SQLite returns is untyped: the rowid, or None without one, then the captured values.
 ScannedRow = tuple[Any, ...]
 
-# Rows a batch: their columns are encoded together, and they are all that is in memory.
+# A batch: its columns are encoded together, and it is all that is in memory, some five times over.
 BATCH_ROWS = 500
+BATCH_BYTES_MAX = 8 * 2**20
+# So many rows are read before their bytes are counted, and only one where rows are larger than that.
+_PIECE_ROWS, _PIECE_BYTES = 32, 64 * 2**10
 
 
 def scan(db: Database, shape: Shape, where: Narrow = EVERYTHING) -> Iterator[list[ScannedRow]]:
@@ -27,17 +32,35 @@ def scan(db: Database, shape: Shape, where: Narrow = EVERYTHING) -> Iterator[lis
     tail = f"FROM {quote(shape.name)} _cdchub_t {where.sql} ORDER BY {', '.join(order)}"
     done = 0
     try:
-        rows = iter(db.iterate(f"SELECT {first}, {', '.join(columns)} {tail}", where.values))
-        while batch := list(islice(rows, BATCH_ROWS)):
-            yield batch
-            done += len(batch)
+        sql = f"SELECT {first}, {', '.join(columns)} {tail}"
+        with closing(db.iterate(sql, where.values)) as rows:
+            while batch := take(rows, BATCH_ROWS):
+                yield batch
+                done += len(batch)
     except UnicodeDecodeError:
         # One row holds TEXT that is no UTF-8: go on from that batch, reading bytes.
         codec = text_codec(db)
         sql = f"SELECT {first}, {exact_columns(columns)} {tail} LIMIT -1 OFFSET ?"
-        rows = iter(db.iterate(sql, (*where.values, done)))
-        while batch := [(row[0], *decode_exact(row[1:], codec)) for row in islice(rows, BATCH_ROWS)]:
-            yield batch
+        with closing(db.iterate(sql, (*where.values, done))) as rows:
+            while found := take(rows, BATCH_ROWS):
+                yield [(row[0], *decode_exact(row[1:], codec)) for row in found]
+
+
+def take(rows: Iterator[Any], rows_max: int) -> list[Any]:
+    """The next rows, at most `rows_max`, and no further ones when they have `BATCH_BYTES_MAX`."""
+    found: list[Any] = []
+    size = 0
+    piece_rows = 1
+    while len(found) < rows_max and size < BATCH_BYTES_MAX:
+        piece = list(islice(rows, min(piece_rows, rows_max - len(found))))
+        if not piece:
+            break
+        found += piece
+        # What counts the bytes of values quickest.
+        piece_bytes = len(marshal.dumps(piece))
+        size += piece_bytes
+        piece_rows = min(2 * piece_rows, _PIECE_ROWS) if piece_bytes < _PIECE_BYTES else 1
+    return found
 
 
 def exact_columns(columns: Sequence[str]) -> str:

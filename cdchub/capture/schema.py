@@ -7,7 +7,7 @@ the moment at which it was read; what is created or dropped later is not in it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from cdchub.catalog import fold_name
@@ -20,7 +20,7 @@ class Database(Protocol):
 
     def execute(self, sql: str, parameters: Sequence[Any] = ..., /) -> Iterable[Any]: ...
 
-    def iterate(self, sql: str, parameters: Sequence[Any] = ..., /) -> Iterable[Any]:
+    def iterate(self, sql: str, parameters: Sequence[Any] = ..., /) -> Generator[Any]:
         """The rows as they are asked for, not all at once."""
         ...
 

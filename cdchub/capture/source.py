@@ -6,6 +6,7 @@ does in the tailer's transactions.
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,16 @@ from cdchub.capture.outbox import LSN, VALUES, Anchor, OutboxRow, outbox_head, r
 from cdchub.capture.progress import CaptureCounters, Progress
 from cdchub.capture.transactions import Transactions
 from cdchub.capture.triggers import OUTBOX
-from cdchub.change import Entry, transaction_mark
+from cdchub.change import Entry, as_break, transaction_mark
 from cdchub.errors import StartError
 from cdchub.log.protocol import SourceMark, Tail
+
+logger = logging.getLogger("cdchub.capture")
+
+_TOO_LARGE = (
+    "a change of table %r, LSN %d, has %d bytes as JSON, which is too much to log and stream: the "
+    "table's followers are reset; keep such a column out with --exclude %s.COLUMN"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +37,11 @@ class Batch:
 
     rows: list[OutboxRow]
     head_lsn: int
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the snapshot has more."""
+        return bool(self.rows) and self.rows[-1][LSN] < self.head_lsn
 
 
 class Source:
@@ -128,7 +141,8 @@ class Source:
         if not rows:
             return Batch(rows, self.progress.anchor.lsn)
         self._width = len(rows[0]) - VALUES
-        head_lsn = rows[-1][LSN] if len(rows) < limit else outbox_head(self.connection).lsn
+        # Large rows make a short batch.
+        head_lsn = outbox_head(self.connection).lsn
         self._learn_ends(head_lsn)
         return Batch(rows, head_lsn)
 
@@ -145,10 +159,19 @@ class Source:
             self._counters.commits_exact += len(ends)
         self._transactions.learn(ends, head_lsn=head_lsn)
 
-    def entries(self, batch: Batch) -> list[Entry]:
+    def entries(self, batch: Batch, *, change_bytes_max: int) -> list[Entry]:
+        """The rows as entries; one that is larger is a break in its table's history instead."""
         rows = batch.rows
         txids, commits = self._transactions.marks(rows[0][LSN], rows[-1][LSN])
-        return self._decoder.entries(rows, txids, commits)
+        entries = self._decoder.entries(rows, txids, commits)
+        if max([len(entry.data) for entry in entries]) <= change_bytes_max:
+            return entries
+        for place, entry in enumerate(entries):
+            if len(entry.data) > change_bytes_max:
+                self._counters.changes_too_large += 1
+                logger.warning(_TOO_LARGE, entry.table, entry.lsn, len(entry.data), entry.table)
+                entries[place] = as_break(entry)
+        return entries
 
 
 def _boot_id() -> str:

@@ -255,12 +255,12 @@ class Tailer:
             self._append(batch)
         if changed:
             self._reconcile()
-        self._more = changed or len(batch.rows) == self._config.batch_rows
+        self._more = changed or batch.is_cut
         return changed or bool(batch.rows)
 
     def _append(self, batch: Batch) -> None:
         source = self._source
-        entries = source.entries(batch)
+        entries = source.entries(batch, change_bytes_max=self._config.change_bytes_max)
         last = batch.rows[-1]
         self._log.append(
             self._log_state.present.number, entries, nonce=last[NONCE], timestamp_ms=last[TIMESTAMP]
