@@ -15,9 +15,16 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.harness import HubProcess, make_database
+
+# How long an example takes says nothing on a machine that others use.
+hypothesis.settings.register_profile(
+    "cdchub", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("cdchub")
 
 _PROGRAMS = {
     "chromium": "chromium",
