@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from websockets.sync.client import connect
 
 from cdchub.ws import SCHEMA
-from tests.harness import HubProcess, make_database, rss_bytes, run_sql, wait_for
+from tests.harness import PATIENCE_S, HubProcess, make_database, rss_bytes, run_sql, wait_for
 from tests.test_source_faults import backup
+from tests.test_transport import certified
 from tests.wire import Wire, request
-from tests.ws_client import CLOSE, CONT, PING, TEXT, Closed, Peer, frame, handshake, opened, text
+from tests.ws_client import (
+    CLOSE,
+    CONT,
+    PING,
+    SUBPROTOCOL,
+    TEXT,
+    Closed,
+    Peer,
+    frame,
+    handshake,
+    opened,
+    text,
+)
 
 Serving = Callable[..., HubProcess]
 ROWS, ROW_BYTES = 2_000, 4_000
@@ -349,3 +364,46 @@ def test_a_restored_database_resets_subscriptions(
         run_sql(big, "INSERT INTO t VALUES (7, 'd')")
         assert peer.until("change", sub="s")["change"]["key"] == {"id": 7}
         assert peer.ask("message", room="r", content="x")["type"] == "ack"
+
+
+# Limits and TLS.
+
+
+def test_a_connection_too_many_is_told_to_come_later(serving: Serving, big: Path) -> None:
+    with (
+        serving(big, "--set", "stream.subscribers_max=2") as hub,
+        opened(hub) as one,
+        opened(hub) as two,
+    ):
+        assert one.ask("ping")["type"] == "pong"
+        with Peer(hub) as third:
+            assert third.close_code() == 1013
+        two.wire.close()
+        wait_for(lambda: hub.status()["connections"] == 1, "the hub to notice who has left")
+        with opened(hub) as again:
+            assert again.ask("ping")["type"] == "pong"
+
+
+@pytest.mark.needs("openssl")
+@pytest.mark.parametrize("http", ["cdchub.handover:HandOverProtocol", "httptools"])
+def test_a_client_over_tls(big: Path, tmp_path: Path, http: str) -> None:
+    key, certificate, trusts = certified(tmp_path)
+    program = ("-m", "tests.serving", "--http", http)
+    tls = ("--tls", str(key), str(certificate))
+    with HubProcess(big, *tls, program=program, trusts=trusts) as hub:
+        with connect(
+            f"wss://localhost:{hub.port}/cdc/ws", subprotocols=[SUBPROTOCOL], ssl=trusts
+        ) as client:
+            assert json.loads(client.recv(PATIENCE_S))["type"] == "connected"
+            client.send(json.dumps({"type": "subscribe", "sub": "s", "table": "t"}))
+            assert [json.loads(client.recv(PATIENCE_S))["type"] for _ in range(2)] == [
+                "subscribed",
+                "caught-up",
+            ]
+            # More than any buffer on the way holds.
+            commit(hub)
+            found = [json.loads(client.recv(PATIENCE_S)) for _ in range(ROWS)]
+            assert [frame["change"]["lsn"] for frame in found] == list(range(1, ROWS + 1))
+        wait_for(lambda: hub.subscribers() == 0, "the hub to notice who has left")
+        assert hub.stop() == 0
+        assert not [line for line in hub.lines if "Traceback" in line or "ERROR" in line]

@@ -92,9 +92,11 @@ class WebSocketEndpoint:
         )
         shared = self._shared[text_frame]
         session = Session(shared, connection, user_id)
+        refused = self._refusal()
         shared.began(session)
         connection.begin(session, server.behind_request)
-        self._admit(session)
+        if refused is not None:
+            session.close(TRY_AGAIN_LATER, refused.detail)
 
     async def _carry(self, scope: Scope, receive: Receive, send: Send) -> None:
         user_id = _user_id(scope)
@@ -111,16 +113,20 @@ class WebSocketEndpoint:
         )
         shared = self._shared[line]
         session = Session(shared, wire, user_id)
+        refused = self._refusal()
         shared.began(session)
-        self._admit(session)
+        if refused is not None:
+            session.close(TRY_AGAIN_LATER, refused.detail)
         await wire.run(session)
 
-    def _admit(self, session: Session) -> None:
-        """A browser learns nothing of a handshake that failed, so a refusal is a close code."""
+    def _refusal(self) -> PassingRefusal | None:
+        """Why there is no room for one more. A browser learns nothing of a handshake that failed, so
+        the connection is made all the same, and closed with a code."""
         try:
             self._core.admit_connection()
         except PassingRefusal as refused:
-            session.close(TRY_AGAIN_LATER, refused.detail)
+            return refused
+        return None
 
     def _drain(self) -> None:
         for shared in self._shared.values():
