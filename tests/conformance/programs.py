@@ -44,7 +44,9 @@ _WILD = [
     "'\N{OGHAM LETTER BEITH}\N{GRINNING FACE}'", "'1e3'", "' 7 '", "'$int'", "'{\"$int\":\"7\"}'",
     "replace(hex(zeroblob(700)), '00', 'ab')",
 ]  # fmt: skip
-_LONG_REALS = ("1.7976931348623157e308", "9007199254740992.0", "123456789012345680.0")
+# Of these older libraries keep half a character in UTF-16, which nobody can read.
+_HALF_CHARACTERS = ("CAST(x'ff' AS TEXT)", "CAST(x'61ff62' AS TEXT)", "CAST(x'eda080' AS TEXT)",
+                    "CAST(x'610062' AS TEXT)")  # fmt: skip
 # As a rowid it would make SQLite choose the next ones at random, and the twin would choose others.
 LAST_INT = "9223372036854775807"
 VALUES_WILD = (*VALUES, *_WILD)
@@ -111,6 +113,9 @@ class _Columns:
     generated: bool
 
 
+_CASES_OF_OLDER = [case for case in CASES if case.since <= OLDEST and case.name != "generated_virtual"]
+
+
 @functools.cache
 def columns_of(case: Case) -> _Columns:
     with closing(apsw.Connection(":memory:")) as db:
@@ -136,7 +141,7 @@ def replaces(case: Case) -> bool:
 
 def random_program(rng: random.Random, *, seed: int = 0, older: bool = False) -> Program:
     """`older`: its writer is a process of its own, on the oldest SQLite."""
-    case = rng.choice([case for case in CASES if case.since <= OLDEST] if older else CASES)
+    case = rng.choice(_CASES_OF_OLDER if older else CASES)
     columns = columns_of(case)
     grade = Grade.PLAIN if not replaces(case) and rng.random() < 0.15 else Grade.FULL
     migrates = rng.random() < 0.25
@@ -200,8 +205,7 @@ class _Writer:
         if rng.random() < 0.3:
             self._values = VALUES_WILD if columns.rowid_key else (*VALUES_WILD, LAST_INT)
         if older:
-            # A virtual column is computed by whoever reads, and newer ones write more digits.
-            self._values = tuple(value for value in self._values if value not in _LONG_REALS)
+            self._values = tuple(value for value in self._values if value not in _HALF_CHARACTERS)
 
     def steps(self) -> list[str]:
         draw = self._rng.random()
@@ -248,6 +252,9 @@ class _Writer:
         self._number += 1
         name = f"n{self._number}"
         how = self._rng.choice(["", "DEFAULT 5", "TEXT NOT NULL DEFAULT 'a'", "AS (u || 'x') VIRTUAL"])
+        if self._older and how.startswith("AS"):
+            # It is computed by whoever reads, and libraries write numbers with more digits or fewer.
+            how = ""
         if not how.startswith("AS"):
             self._names[name] = name
         return [f"ALTER TABLE {self._table} ADD COLUMN {name} {how}"]
