@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -222,3 +224,42 @@ def test_it_needs_no_hub(database: Path, tmp_path: Path, name: str) -> None:
     run_sql(database, "INSERT INTO todos(id) VALUES ('a')")
     replay(database, "now", tmp_path / name)
     assert content(tmp_path / name) == content(database)
+
+
+def test_an_older_copy_that_no_hub_has_seen_is_another_history(database: Path, tmp_path: Path) -> None:
+    """The log goes on where the copy did not: what the two tell together never was."""
+    with HubProcess(database) as hub:
+        wait_for(lambda: hub.status()["log"]["baseLsn"] is not None, "the base")
+        run_sql(database, "INSERT INTO todos(id) VALUES ('old')")
+        hub.wait_for_lsn(1)
+        assert hub.stop() == 0
+        run_sql(database, "PRAGMA wal_checkpoint(TRUNCATE)")
+        copy = tmp_path / "copy.db"
+        shutil.copy(database, copy)
+        hub.start()
+        run_sql(database, "INSERT INTO todos(id) VALUES ('lost')")
+        hub.wait_for_lsn(2)
+        assert hub.stop() == 0
+    run_sql(database, "PRAGMA wal_checkpoint(TRUNCATE)")
+    shutil.copy(copy, database)
+    run_sql(database, *(f"INSERT INTO todos(id) VALUES ('new{n}')" for n in range(3)))
+    script = tmp_path / "m.sql"
+    script.write_text("ALTER TABLE todos DROP COLUMN completed;")
+    for command in (
+        ["replay", database, "--to", "now", "-o", tmp_path / "out.db"],
+        ["migrate", database, script],
+        ["verify", database],
+    ):
+        done = cdchub(*command)
+        assert done.returncode == 1
+        assert "restored" in done.stderr or "another row" in done.stderr, done.stderr
+    told = cdchub("tail", database, "--since", "beginning", "--no-follow")
+    assert told.returncode == 0
+    assert [json.loads(line)["key"]["id"] for line in told.stdout.splitlines()] == ["old", "lost"]
+    assert told.stderr.count("reset: the source was restored or replaced") == 1
+    with HubProcess(database) as hub:
+        with hub.stream("table=todos&snapshot=1") as stream:
+            rows = [json.loads(e.data) for e in stream.until("caught-up") if e.name == "message"]
+        assert [row["key"]["id"] for row in rows] == ["new0", "new1", "new2", "old"]
+        wait_for(lambda: hub.status()["log"]["baseLsn"] is not None, "the new history's base")
+    assert cdchub("verify", database).returncode == 0

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import HubProcess, cdchub, make_database, wait_for
+from tests.harness import HubProcess, cdchub, make_database, run_sql, wait_for
 from tests.schema_cases import CASES, KEYED, Case, sql
 from tests.schema_world import Follower, Table, World
 
@@ -158,3 +158,28 @@ def test_without_base_snapshots_a_changed_table_is_reset(tmp_path: Path) -> None
         check_history(world, case, before, history)
         done = cdchub("verify", database)
         assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+
+
+@pytest.mark.parametrize("encoding", ["UTF-8", "UTF-16le", "UTF-16be"])
+def test_text_that_nobody_can_read_keeps_its_bytes_and_its_key(tmp_path: Path, encoding: str) -> None:
+    """In the difference that a schema change makes it is written once more by the hub."""
+    half = {"UTF-8": "x'61ff62'", "UTF-16le": "x'00d8'", "UTF-16be": "x'd800'"}[encoding]
+    database = tmp_path / "app.db"
+    run_sql(
+        database,
+        f"PRAGMA encoding = '{encoding}'",
+        "PRAGMA journal_mode = WAL",
+        "CREATE TABLE t(k TEXT PRIMARY KEY, v)",
+        f"INSERT INTO t VALUES (CAST({half} AS TEXT), CAST({half} AS TEXT))",
+    )
+    with HubProcess(database) as hub:
+        wait_for(lambda: hub.status()["log"]["baseLsn"] is not None, "the base")
+        with hub.stream("table=t&snapshot=1") as stream:
+            (row,) = stream.changes(1)
+            stream.until("caught-up")
+            run_sql(database, "ALTER TABLE t ADD COLUMN more")
+            (change,) = stream.changes(1)
+        assert (change["type"], change["key"]) == ("UPDATE", row["key"])
+        assert change["newValue"] == row["newValue"] | {"more": None}
+        assert hub.stop() == 0
+    assert cdchub("verify", database).returncode == 0

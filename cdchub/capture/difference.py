@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import msgspec
 
 from cdchub.capture.encode import RowEncoder
-from cdchub.capture.scan import ScannedRow, scan
+from cdchub.capture.scan import ScannedRow, castable, scan, text_codec
 from cdchub.capture.schema import Database
 from cdchub.capture.table import Shape
 from cdchub.capture.triggers import OUTBOX, value_columns
@@ -105,7 +105,10 @@ def _values(shape: Shape, line: bytes) -> list[SqliteValue]:
 
 def _write(db: Database, table_id: int, op: str, rowid: object, values: Sequence[SqliteValue]) -> None:
     broken = tuple(n for n, value in enumerate(values) if isinstance(value, InvalidText))
-    plain = [bytes(v) if isinstance(v, InvalidText) else v for v in values] if broken else values
+    plain = values
+    if broken:
+        codec = text_codec(db)
+        plain = [castable(v, codec) if isinstance(v, InvalidText) else v for v in values]
     db.execute(_insert(len(values), broken), (table_id, op, rowid, *plain))
 
 

@@ -102,4 +102,9 @@ def _text(raw: bytes, codec: str) -> str | InvalidText:
         return InvalidText(raw if whole else raw.decode(codec, _HALVES).encode("utf-8", _HALVES))
 
 
+def castable(value: InvalidText, codec: str) -> bytes:
+    """The bytes of which a cast makes such a TEXT again: those that the database has of it."""
+    return bytes(value) if codec == "utf-8" else value.decode("utf-8", _HALVES).encode(codec, _HALVES)
+
+
 _HALVES = "surrogatepass"

@@ -61,7 +61,10 @@ class Follower:
         self._tables = tables
         self._room = room
         self._reader = LogReader(paths.log) if paths.log.exists() else None
+        # Of the row at the cursor, where it is known: it must be the outbox's too.
         self._nonce: int | None = None
+        # Whether the outbox did not continue from there when it was read last.
+        self._broken = False
         self._open()
 
     def close(self) -> None:
@@ -190,6 +193,18 @@ class Follower:
                 time.sleep(_RECHECK_S)
             else:
                 empty = 0
+        if self._broken:
+            yield from self._begin_anew()
+
+    def _begin_anew(self) -> Iterator[Note]:
+        """The source is not the one that the log tells of, and no hub has begun its history yet."""
+        yield Note(
+            "reset: the source was restored or replaced, and no hub has begun its new history yet"
+            " (epoch); what is there now is left to a snapshot"
+        )
+        head = outbox_head(self._connection)
+        self._cursor = Cursor(self._cursor.epoch, head.lsn)
+        self._nonce, self._broken = head.nonce, False
 
     def _read_log(self) -> Iterator[bytes | Note]:
         state = self._log_state()
@@ -203,6 +218,8 @@ class Follower:
             head = 0 if info is None else info.head_lsn
             if self._cursor.lsn >= head:
                 if self._cursor.epoch == state.present.number:
+                    if self._nonce is None:
+                        self._nonce = self._reader.nonce_at(self._cursor)
                     return
                 yield Note("reset: the source was restored or replaced (epoch)")
                 self._cursor = Cursor(state.present.number, state.present.floor_lsn)
@@ -239,10 +256,11 @@ class Follower:
                     head_lsn = outbox_head(self._connection).lsn
             except HistoryBroken:
                 # A hub has taken these rows into the log, or the source was replaced: look there.
-                self._nonce = None
+                self._broken = True
                 return
             except BadStatement as error:
                 raise NotCaptured(str(self._paths.database)) from error
+        self._broken = False
         if not rows:
             return
         txids, commits = self._transactions(rows[0][LSN], rows[-1][LSN], head_lsn)

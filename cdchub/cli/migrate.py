@@ -18,6 +18,7 @@ from pathlib import Path
 from cdchub.capture import install
 from cdchub.capture.connection import open_source, source_paths, write_transaction
 from cdchub.capture.driver import Busy, Connection, SqliteFault
+from cdchub.capture.outbox import Anchor
 from cdchub.capture.schema import OWN_PREFIX, Schema
 from cdchub.capture.table import quote
 from cdchub.capture.telling import TOLD_ROWS_MAX
@@ -55,8 +56,9 @@ def run(options: argparse.Namespace) -> int:
                 run_script(connection, statements)
                 # What the script itself wrote is going to be told as it was written; what it did to
                 # the same rows where no trigger saw it is the difference to that.
-                while known is not None and apply_outbox(connection, known):
-                    pass
+                anchor = None if known is None else Anchor(known.lsn, None)
+                while known is not None and anchor is not None:
+                    anchor = apply_outbox(connection, known, anchor)
                 outcome = install.reconcile(connection, known=known)
         except Busy as error:
             raise SourceBusy(options.database, _BUSY_TIMEOUT_S) from error

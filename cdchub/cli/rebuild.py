@@ -19,7 +19,7 @@ from cdchub.capture.connection import (
 )
 from cdchub.capture.decode import Decoder
 from cdchub.capture.driver import Connection
-from cdchub.capture.outbox import LSN, Anchor, HistoryBroken, outbox_head, read_rows
+from cdchub.capture.outbox import LSN, NONCE, Anchor, HistoryBroken, outbox_head, read_rows
 from cdchub.errors import NoBase, NotCaptured, NotVerifiable
 from cdchub.log import LogReader, Replica
 from cdchub.log.protocol import Cursor, EpochInfo, Expired
@@ -85,7 +85,11 @@ class Files:
         return replica
 
     def catch_up(self, replica: Replica, epoch_number: int, lsn: int) -> None:
-        """Applies what the log, and above it the outbox, have up to `lsn`."""
+        """Applies what the log, and above it the outbox, have up to `lsn`.
+
+        Raises `NotVerifiable` where they don't fit together.
+        """
+        broken: HistoryBroken | None = None
         for _ in range(_LOOKS_MAX):
             if replica.lsn >= lsn:
                 return
@@ -96,28 +100,38 @@ class Files:
                 self.reader.advance(replica, Cursor(epoch_number, min(lsn, info.head_lsn)))
             except Expired:
                 break
-            moved = True
-            while moved:
-                with read_transaction(self.connection):
-                    moved = apply_outbox(self.connection, replica, upto=lsn)
+            # The row that the log ends with must be the outbox's too.
+            nonce = self.reader.nonce_at(Cursor(epoch_number, replica.lsn))
+            anchor: Anchor | None = Anchor(replica.lsn, nonce)
+            try:
+                while anchor is not None:
+                    with read_transaction(self.connection):
+                        anchor = apply_outbox(self.connection, replica, anchor, upto=lsn)
+            except HistoryBroken as error:
+                # A hub has taken these rows into the log and pruned them, or the source is another one.
+                broken = error
         else:
-            raise NotVerifiable(f"LSN {lsn} is neither in the log nor in the outbox")
+            why = broken or f"LSN {lsn} is neither in the log nor in the outbox"
+            raise NotVerifiable(
+                f"the outbox does not continue the log ({why}): if the database was restored or"
+                " replaced, start the hub, or run `cdchub init`, and try again"
+            )
         raise NotVerifiable("the log has moved on meanwhile: try again")
 
 
-def apply_outbox(connection: Connection, replica: Replica, *, upto: int | None = None) -> bool:
-    """Applies the next rows of the outbox; False where there are none that continue the replica.
+def apply_outbox(
+    connection: Connection, replica: Replica, after: Anchor, *, upto: int | None = None
+) -> Anchor | None:
+    """Applies the next rows of the outbox after the replica's last one, and returns what is now its
+    last; None where there are none. Raises `HistoryBroken`.
 
     To be called in a transaction, whose own rows are among them.
     """
     captured = install.load(connection)
-    after = Anchor(replica.lsn, None)
-    try:
-        rows = read_rows(connection, after=after, captured=captured, limit=_BATCH_ROWS)
-    except HistoryBroken:
-        # A hub has taken these rows into the log and pruned them.
-        return False
+    rows = read_rows(connection, after=after, captured=captured, limit=_BATCH_ROWS)
     rows = [row for row in rows if upto is None or row[LSN] <= upto]
+    if not rows:
+        return None
     nobody = [0] * len(rows)
     replica.apply(Decoder(captured).entries(rows, nobody, [False] * len(rows)))
-    return bool(rows)
+    return Anchor(rows[-1][LSN], rows[-1][NONCE])
