@@ -20,7 +20,7 @@ from cdchub.catalog import Catalog
 from cdchub.config import Config
 from cdchub.errors import LogUnusable, SourceOwned
 from cdchub.following import LogFollower
-from cdchub.log import LogWriter
+from cdchub.log import LogWriter, mark_of
 from cdchub.log.protocol import Delivery, HistoryChanged, SchemaChanged
 
 logger = logging.getLogger("cdchub.capture")
@@ -68,7 +68,8 @@ class Capturing:
             # Off the loop: a source that is busy or a first installation may take seconds.
             return await asyncio.to_thread(self._open_tailer)
         except BaseException:
-            self._owner.release()
+            # As it was found.
+            self._owner.release(self._owner.left)
             raise
 
     def start(self) -> None:
@@ -79,6 +80,7 @@ class Capturing:
 
     async def close(self) -> None:
         self._ending.set()
+        leave = ""
         try:
             if self._promotion is not None:
                 await self._promotion
@@ -86,10 +88,11 @@ class Capturing:
                 await asyncio.to_thread(self._follower.stop)
             if self._tailer is not None:
                 await asyncio.to_thread(self._tailer.stop)
+                leave = mark_of(self._paths.log)
         finally:
             if self._log is not None:
                 self._log.close()
-            self._owner.release()
+            self._owner.release(leave)
 
     @property
     def is_owner(self) -> bool:
@@ -133,7 +136,8 @@ class Capturing:
         return self._tailer or self._follower
 
     def _open_tailer(self) -> tuple[HistoryChanged, Catalog]:
-        self._log = LogWriter(self._paths.log, database=self._paths.database)
+        left = self._owner.left
+        self._log = LogWriter(self._paths.log, database=self._paths.database, left=left)
         try:
             tailer = Tailer(
                 self._paths,

@@ -92,7 +92,7 @@ PUBLIC = {
         "problem",
         "wants_html",
     },
-    "cdchub.log": {"LogReader", "LogWriter", "Replica", "Ring"},
+    "cdchub.log": {"LogReader", "LogWriter", "Replica", "Ring", "mark_of"},
     "cdchub.sse": {"Event", "EventParser", "SseFramer", "StreamEndpoint"},
     "cdchub.views": {
         "SCHEMA",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -18,7 +20,7 @@ from cdchub.config import CaptureConfig, Config
 from cdchub.errors import StartError
 from cdchub.log import LogWriter
 from cdchub.log.protocol import SourceMark
-from tests.harness import PATIENCE_S, run_sql
+from tests.harness import PATIENCE_S, HubProcess, cdchub, make_database, run_sql
 from tests.test_hub import until
 
 COUNT_UP = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {})"
@@ -124,3 +126,64 @@ def test_a_copy_put_back_in_place_outlives_the_hub(database: Path, driver: str) 
         process.communicate("\n", timeout=PATIENCE_S)
     # At the end of the process nobody writes the pages of the old -wal into it.
     assert run_sql(database, "SELECT id FROM todos ORDER BY id") == [["kept"], ["later"]]
+
+
+def stopped_copy(database: Path, folder: Path) -> None:
+    """A copy of the database, the log and whatever lies beside them, while no hub runs."""
+    run_sql(database, "PRAGMA wal_checkpoint(TRUNCATE)")
+    shutil.copytree(database.parent, folder)
+
+
+@pytest.mark.parametrize("options", [[], ["-p"]], ids=["new times", "old times"])
+@pytest.mark.parametrize("with_lock", [True, False])
+def test_an_older_copy_of_database_and_log_together_is_another_history(
+    tmp_path: Path, options: list[str], with_lock: bool
+) -> None:
+    """They fit together, and the files are those that were there: only when they were written tells."""
+    (tmp_path / "app").mkdir()
+    database = make_database(tmp_path / "app" / "app.db", "CREATE TABLE todos(id TEXT PRIMARY KEY)")
+    with HubProcess(database) as hub:
+        run_sql(database, "INSERT INTO todos(id) VALUES ('old')")
+        hub.wait_for_lsn(1)
+        assert hub.stop() == 0
+        stopped_copy(database, tmp_path / "copy")
+        hub.start()
+        run_sql(database, "INSERT INTO todos(id) VALUES ('lost')")
+        hub.wait_for_lsn(2)
+        seen = hub.head()
+        assert hub.stop() == 0
+    run_sql(database, "PRAGMA wal_checkpoint(TRUNCATE)")
+    for file in (tmp_path / "copy").iterdir():
+        if with_lock or file.suffix != ".lock":
+            subprocess.run(["cp", *options, file, database.parent], check=True)
+    run_sql(database, "INSERT INTO todos(id) VALUES ('new')")
+    with HubProcess(database) as hub:
+        hub.wait_for_lsn(2)
+        with hub.stream(f"table=todos&since={seen}&snapshot=1") as stream:
+            events = stream.until("caught-up")
+        assert json.loads(events[0].data)["reason"] == "epoch"
+        rows = [json.loads(event.data)["key"]["id"] for event in events if event.name == "message"]
+        assert rows == ["new", "old"]
+
+
+def test_stops_and_kills_are_no_restores(database: Path) -> None:
+    with HubProcess(database) as hub:
+        epoch = hub.status()["epoch"]
+        for end in (hub.stop, hub.kill, hub.stop):
+            run_sql(database, "INSERT INTO todos(id) VALUES (hex(randomblob(8)))")
+            end()
+            # Whoever only reads the files leaves them as they are.
+            assert cdchub("tail", database, "--no-follow").returncode == 0
+            assert cdchub("status", database).returncode == 0
+            hub.start()
+            assert hub.status()["epoch"] == epoch
+        assert hub.stop() == 0
+    assert cdchub("init", database).returncode == 0
+    with HubProcess(database) as hub:
+        assert hub.status()["epoch"] == epoch
+    # A lock file that is gone tells nothing.
+    with HubProcess(database) as hub:
+        assert hub.stop() == 0
+        Path(f"{database}-cdchub.lock").unlink()
+        hub.start()
+        assert hub.status()["epoch"] == epoch

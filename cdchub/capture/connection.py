@@ -190,7 +190,8 @@ def _inode(path: Path) -> int:
 
 
 class Owner:
-    """The lock on a source: held by one process, which leaves its pid in the lock file.
+    """The lock on a source: held by one process, which leaves its pid in the lock file, and after a
+    clean stop the log's mark: beside the log, because no file can tell of itself that it is a copy.
 
     It is a file of its own, because a lock on the database file would be SQLite's.
     """
@@ -198,6 +199,8 @@ class Owner:
     def __init__(self, paths: SourcePaths) -> None:
         self._paths = paths
         self._descriptor: int | None = None
+        # What the last owner left there.
+        self.left = ""
 
     @property
     def held(self) -> bool:
@@ -216,15 +219,19 @@ class Owner:
             os.close(descriptor)
             owner = int(pid) if pid.isdigit() else None
             raise SourceOwned(os.fspath(self._paths.database), owner) from error
+        left = os.pread(descriptor, 100, 0).decode("ascii", "replace").strip()
+        # A pid is that of an owner that was killed.
+        self.left = "" if left.isdigit() else left
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         like_database(self._paths, self._paths.lock)
         self._descriptor = descriptor
 
-    def release(self) -> None:
+    def release(self, leave: str = "") -> None:
         """Gives the lock back. The file stays: removing it would let two owners lock two files."""
         if self._descriptor is not None:
             os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, f"{leave}\n".encode() if leave else b"", 0)
             os.close(self._descriptor)
             self._descriptor = None
 

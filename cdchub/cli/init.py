@@ -21,7 +21,7 @@ from cdchub.capture.tailer import Tailer
 from cdchub.cli.serve import choice_from
 from cdchub.config import Config
 from cdchub.errors import NotCaptured, UsageError
-from cdchub.log import LogWriter
+from cdchub.log import LogWriter, mark_of
 from cdchub.log.protocol import Appended, Delivery
 
 
@@ -36,13 +36,18 @@ def run(options: argparse.Namespace) -> int:
         connection.close()
     owner = Owner(paths)
     owner.acquire()
+    leave = owner.left
     try:
-        return _init(paths, options) if options.command == "init" else _deinit(paths, options)
+        if options.command == "deinit":
+            return _deinit(paths, options)
+        _init(paths, options, left=owner.left)
+        leave = mark_of(paths.log)
+        return 0
     finally:
-        owner.release()
+        owner.release(leave)
 
 
-def _init(paths: SourcePaths, options: argparse.Namespace) -> int:
+def _init(paths: SourcePaths, options: argparse.Namespace, *, left: str) -> None:
     connection = open_source(paths)
     try:
         with translated(paths):
@@ -59,7 +64,7 @@ def _init(paths: SourcePaths, options: argparse.Namespace) -> int:
         if isinstance(delivery, Appended):
             tailer.accepted()
 
-    log = LogWriter(paths.log, database=paths.database)
+    log = LogWriter(paths.log, database=paths.database, left=left)
     try:
         tailer = Tailer(paths, log, choice=choice_from(options), config=config, deliver=deliver)
         _, catalog = tailer.open()
@@ -72,7 +77,6 @@ def _init(paths: SourcePaths, options: argparse.Namespace) -> int:
         log.close()
     names = ", ".join(table.name for table in catalog.tables)
     print(f"capturing {names or 'no table yet'}; next: cdchub serve {options.database}")
-    return 0
 
 
 def _deinit(paths: SourcePaths, options: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ from cdchub.change import Entry
 from cdchub.errors import ForeignLog, LogUnusable
 from cdchub.log import bases, retention
 from cdchub.log.blocks import LSN_MAX, Block, key_of, pack
-from cdchub.log.file import open_to_write, read_state
+from cdchub.log.file import mark_of, open_to_write, read_state
 from cdchub.log.protocol import (
     BaseChunk,
     BaseInfo,
@@ -38,9 +38,14 @@ from cdchub.position import Epoch, new_epoch
 class LogWriter:
     """The one writer. Every method is called on the thread that made it."""
 
-    def __init__(self, path: Path, *, database: Path) -> None:
-        """Opens or creates the log. Raises `LogUnusable`."""
+    def __init__(self, path: Path, *, database: Path, left: str = "") -> None:
+        """Opens or creates the log. Raises `LogUnusable`.
+
+        `left` is the file's mark at its last clean stop (`mark_of`), if it is known.
+        """
         self._path = path
+        # An older copy of log and database together fits in all else.
+        self._is_copy = bool(left) and left != mark_of(path)
         self._database = database
         # Epochs are told apart by their numbers while a hub runs, also those of a log that is gone.
         self._last_number = 0
@@ -94,6 +99,8 @@ class LogWriter:
             return "replaced"
         if known["boot_id"] != mark.boot_id and known["clean"] != 1:
             return "unclean"
+        if self._is_copy and known["clean"] == 1:
+            return "restored"
         return None
 
     def expect(self, install_id: str) -> None:
