@@ -183,6 +183,21 @@ def test_a_failing_statement_is_named_and_changes_nothing(captured: Path) -> Non
     verified(captured)
 
 
+def test_a_statement_that_ends_the_transaction_is_named_too(captured: Path) -> None:
+    fails(
+        captured,
+        "INSERT INTO t(id) VALUES (90); INSERT OR ROLLBACK INTO t(id) VALUES (90);",
+        1,
+        "statement 2 (INSERT OR ROLLBACK INTO t(id) VALUES (90);): UNIQUE constraint failed: t.id",
+    )
+
+
+@pytest.mark.parametrize("text", ["PRAGMA foreign_keys = ON", "pragma main.foreign_keys(1)"])
+def test_what_a_transaction_would_ignore_is_refused(captured: Path, text: str) -> None:
+    fails(captured, f"{text}; DELETE FROM t;", 2, "PRAGMA foreign_keys does nothing")
+    done(captured, "PRAGMA foreign_keys = OFF; DELETE FROM t;")
+
+
 def test_a_table_may_be_gone_unseen(captured: Path) -> None:
     run_sql(captured, "DROP TABLE t")
     assert "t: 2 changes" in done(captured, "CREATE TABLE v(id INTEGER PRIMARY KEY)")

@@ -29,6 +29,9 @@ from cdchub.log import Replica
 _OUR_TRIGGER = re.compile(rf"\b{OWN_PREFIX}(\d+)_\w+")
 _COMMENTS = re.compile(r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*", re.DOTALL)
 _WORD = re.compile(r"\w+")
+_FOREIGN_KEYS_ON = re.compile(
+    r"PRAGMA\s+(main\s*\.\s*)?foreign_keys\s*(=|\()\s*['\"]?(1|on|true|yes)\b", re.IGNORECASE
+)
 _OUTER = frozenset(("BEGIN", "COMMIT", "END", "ROLLBACK"))
 _SHOWN_CHARS_MAX = 80
 # Other writers finish first; a migration is worth waiting for.
@@ -102,6 +105,11 @@ def _checked(path: Path, statement: str) -> Iterator[str]:
         raise UsageError(
             f"{path}: leave {word[0].upper()} out: the whole script is run in one transaction"
         )
+    if _FOREIGN_KEYS_ON.match(body):
+        raise UsageError(
+            f"{path}: PRAGMA foreign_keys does nothing inside a transaction, and the script is run in"
+            " one: write to the child tables too"
+        )
     if body:
         yield statement
 
@@ -141,9 +149,11 @@ def run_script(connection: Connection, statements: list[str]) -> None:
             connection.execute("RELEASE _cdchub_script")
             return
         number, error = stopped_by
-        connection.execute("ROLLBACK TO _cdchub_script")
-        connection.execute("RELEASE _cdchub_script")
-        ours = _OUR_TRIGGER.search(str(error))
+        if connection.in_transaction:
+            # OR ROLLBACK and RAISE(ROLLBACK) have ended it.
+            connection.execute("ROLLBACK TO _cdchub_script")
+            connection.execute("RELEASE _cdchub_script")
+        ours = _OUR_TRIGGER.search(str(error)) if connection.in_transaction else None
         if ours is None or int(ours[1]) in down:
             shown = " ".join(_body(statements[number]).split())[:_SHOWN_CHARS_MAX]
             why = " ".join(str(error).split())
