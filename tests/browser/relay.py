@@ -41,8 +41,11 @@ class Relay:
         self.port: int = self._listener.getsockname()[1]
         self.streams: list[CarriedStream] = []
         self.sockets_opened = 0
+        # How many requests were answered in the hub's place.
+        self.answered = 0
         self._bytes_max: int | None = None
         self._answer: bytes | None = None
+        self._always: bytes | None = None
         self._swallowing = threading.Event()
         self._deafening = threading.Event()
         self._flowing = threading.Event()
@@ -82,6 +85,13 @@ class Relay:
     def answer_next_stream(self, answer: bytes) -> None:
         """In the place of the hub, which is not asked."""
         self._answer = answer
+
+    def let_sockets_through(self) -> None:
+        self._websockets = True
+
+    def answer_all(self, answer: bytes | None) -> None:
+        """Every request, in the place of the hub, until it is told None."""
+        self._always = answer
 
     def cut_next_after(self, bytes_max: int) -> None:
         """Breaks the next stream, and only that, in the middle of its answer."""
@@ -126,6 +136,10 @@ class Relay:
         self._run(self._downward, browser, hub, carried)
         with contextlib.suppress(OSError):
             while data := browser.recv(_CHUNK_BYTES):
+                if self._always is not None:
+                    self.answered += 1
+                    browser.sendall(self._always)
+                    break
                 if data.startswith(b"GET /cdc/ws"):
                     self.sockets_opened += 1
                     if not self._websockets:

@@ -59,6 +59,8 @@ const EDIT_LINGERS_MS = 5_000;
 const TRANSACTION_WAIT_MS = 100;
 const BACKOFF_BASE_MS = 1_000;
 const BACKOFF_MAX_MS = 30_000;
+// A connection that ends sooner is tried again after a longer wait than the one before.
+const STEADY_MS = 5_000;
 // Silence that means a dead connection, in heartbeats; and the wait for an answer that is asked for.
 const HEARTBEATS_MISSED = 2.5;
 const ANSWER_MS = 5_000;
@@ -66,10 +68,11 @@ const ANSWER_MS = 5_000;
 const FIRST_HEARTBEAT_S = 4;
 // The hub takes no more filters in one request.
 const FILTERS_MAX = 20;
-// The hub's own bounds, in characters; a longer message could cost the whole connection.
+// The hub's own bounds; whatever is longer could cost the whole connection.
 const USER_CHARS_MAX = 64;
 const ROOM_CHARS_MAX = 128;
 const CONTENT_CHARS_MAX = 16_384;
+const REQUEST_BYTES_MAX = 131_072;
 const TYPING_REPEAT_MS = 3_000;
 const TYPING_FORGOTTEN_MS = 5_000;
 // Refusals that pass; all others last until the request is another one.
@@ -86,10 +89,17 @@ const lower = (name) => name.replace(/[A-Z]+/g, (letters) => letters.toLowerCase
 const lsnOf = (position) => Number(position.slice(position.lastIndexOf(":") + 1));
 const epochOf = (position) => position.slice(0, position.lastIndexOf(":"));
 
+/** JSON in which a BigInt is as on the wire. */
+const json = (value) =>
+  JSON.stringify(value, (_, each) => {
+    if (typeof each !== "bigint") return each;
+    return Number.isSafeInteger(Number(each)) ? Number(each) : { $int: String(each) };
+  });
+
 /** Whether two values are the same to SQLite, where booleans are 1 and 0. */
 function same(a, b) {
   const plain = (value) => (typeof value === "boolean" ? Number(value) : (value ?? null));
-  return JSON.stringify(plain(a)) === JSON.stringify(plain(b));
+  return json(plain(a)) === json(plain(b));
 }
 
 /**
@@ -103,7 +113,9 @@ export function filtersOf(where) {
   if (Array.isArray(where)) return [...where].sort();
   return Object.entries(where)
     .map(([column, value]) => {
-      const literal = typeof value === "boolean" ? Number(value) : value;
+      const literal = typeof value === "boolean" ? Number(value) : (value?.$int ?? value);
+      if (literal === undefined || (literal !== null && typeof literal === "object"))
+        throw new TypeError(`where: ${column} is neither text, number, boolean nor null`);
       return `${quoted(column)}=${literal === null ? "is.null" : `eq.${quoted(literal)}`}`;
     })
     .sort();
@@ -136,7 +148,7 @@ export function backoff(tries, random) {
 export function keyText(key) {
   // {"$int": …} and its like are values and no keys of several columns.
   const isValue = typeof key !== "object" || key === null || Object.keys(key)[0]?.startsWith("$");
-  return JSON.stringify(isValue ? [key] : Object.values(key));
+  return json(isValue ? [key] : Object.values(key));
 }
 
 /** @param {string | string[] | ((row: Row, change?: Change) => string) | undefined} key */
@@ -160,13 +172,27 @@ export function fold(rows, change, keyOf) {
 /** Rows as a snapshot has them; a row that is as it was stays the same object. */
 export function refill(rows, snapshot, keyOf) {
   const filled = new Map();
-  for (const change of snapshot) {
+  attempt(snapshot, (change) => {
     const key = keyOf(change.newValue, change);
     const before = rows.get(key);
     filled.set(key, before && same(before, change.newValue) ? before : change.newValue);
-  }
+  });
   return filled;
 }
+
+/** Does something for each of them, also after it has thrown for one, say in a page's own function. */
+function attempt(each, run) {
+  for (const one of each) {
+    try {
+      run(one);
+    } catch (error) {
+      report(error);
+    }
+  }
+}
+
+/** As an uncaught error; a server has no such function. */
+const report = (error) => (globalThis.reportError ?? console.error)(error);
 
 // Optimistic edits. A write is `{edits}`, and each edit lies over the rows until it is confirmed.
 
@@ -302,7 +328,7 @@ class Feed {
     this.missing = new Set();
     this.collecting = null;
     this.isFilled = since !== null;
-    this.isLive = false;
+    this.isLive = this.wasLive = false;
     this.error = null;
     this.attached = new Set();
     // The whole changes up to number `end`, counted from the first one that this feed has seen.
@@ -316,7 +342,7 @@ class Feed {
   get status() {
     if (this.error !== null) return "closed";
     if (this.connection.status !== "live") return this.connection.status;
-    return this.isLive ? "live" : this.isFilled ? "reconnecting" : "connecting";
+    return this.isLive ? "live" : this.wasLive ? "reconnecting" : "connecting";
   }
 
   /** The position from which it can go on; null: it needs a snapshot of all its tables. */
@@ -400,7 +426,7 @@ class Feed {
 
   caughtUp(position) {
     if (this.position !== null) this.position = position;
-    this.isLive = true;
+    this.isLive = this.wasLive = true;
     this.settle();
     this.deliver();
   }
@@ -466,7 +492,8 @@ class Feed {
     }
     if (attached.status !== this.status) {
       attached.status = this.status;
-      const { status, error, shown } = this;
+      const { status, shown } = this;
+      const error = this.error ?? (status === "closed" ? this.connection.error : null);
       seat.post({ op: "status", handle, status, error, position: shown });
     }
   }
@@ -477,12 +504,21 @@ class Room {
   constructor(connection, name) {
     this.connection = connection;
     this.name = name;
-    this.state = EMPTY_ROOM;
-    this.position = null;
     this.historyWanted = 0;
-    this.historyDue = 0;
     this.error = null;
     this.attached = new Set();
+    this.begin();
+  }
+
+  /** Forgets what it has: it is asked for anew when the room is joined again. */
+  begin() {
+    this.state = EMPTY_ROOM;
+    this.position = null;
+    this.historyDue = 0;
+    // Whether a history is awaited that replaces what is held.
+    this.isBroken = false;
+    // Whether older messages were let go, so that what precedes the oldest is not next to it.
+    this.isCut = false;
   }
 
   get status() {
@@ -531,15 +567,20 @@ class Room {
     }
     if (frame.type === "heartbeat" || frame.type === "caught-up") return;
     if (frame.type === "error" && frame.id === `join ${this.name}`) {
-      if (PASSING.has(frame.code))
-        setTimeout(() => this.join(), frame.retryAfterMs ?? BACKOFF_BASE_MS);
-      else this.error = frame.message;
+      const isMine = () => this.connection.rooms.get(this.name) === this;
+      if (!PASSING.has(frame.code)) this.error = frame.message;
+      else setTimeout(() => isMine() && this.join(), frame.retryAfterMs ?? BACKOFF_BASE_MS);
       return this.tellStatus();
     }
     if (frame.type === "reset") {
+      this.isBroken = true;
       this.connection.say({ type: "history", room: this.name, limit: 50, id: ANEW });
       return;
     }
+    if (frame.type === "joined") this.error = null;
+    if (frame.id === ANEW) this.isBroken = false;
+    // It goes on from what a tab has, and here that was let go.
+    if (frame.type === "history" && frame.id !== ANEW && this.isCut) return this.tell(frame);
     this.state = foldRoom(this.state, frame);
     if (frame.type === "joined" && isFirst) {
       this.historyDue = frame.history;
@@ -547,17 +588,19 @@ class Room {
     }
     const excess = this.state.messages.length - ROOM_MESSAGES_MAX;
     if (excess > 0 && frame.type !== "history") {
+      this.isCut = true;
       this.state = { ...this.state, messages: this.state.messages.slice(excess), more: true };
     }
     // History is shown as a whole.
     if (frame.history === true) this.historyDue -= 1;
     if (this.historyDue > 0) return;
-    if (frame.history === true) this.refresh();
+    if (frame.history === true || (frame.type === "joined" && isFirst)) this.refresh();
     else this.tell(frame);
   }
 
   lost() {
-    this.historyDue = 0;
+    // A first history that was cut, or one that was to replace what is held, is asked for again.
+    if (this.historyDue > 0 || this.isBroken) this.begin();
     this.state = { ...this.state, joined: false };
   }
 
@@ -612,6 +655,7 @@ class Connection {
     this.transport = null;
     this.timer = null;
     this.tries = 0;
+    this.since = 0;
     // WebSockets that ended before the hub had said a word.
     this.socketsBlocked = 0;
     this.nextKind = "websocket";
@@ -631,7 +675,7 @@ class Connection {
   }
 
   up() {
-    this.tries = 0;
+    if (this.status !== "live") this.since = performance.now();
     this.become("live");
   }
 
@@ -642,6 +686,7 @@ class Connection {
   down(transport, { heard, retryAfterMs = 0, tooMany = false, lasting = null }) {
     if (transport !== this.transport) return;
     if (lasting !== null) return this.letGo("closed", lasting);
+    if (this.status === "live" && performance.now() - this.since > STEADY_MS) this.tries = 0;
     this.letGo(this.status === "connecting" ? "connecting" : "reconnecting");
     if (transport.kind === "websocket") this.socketsBlocked = heard ? 0 : this.socketsBlocked + 1;
     const isBlocked = transport.kind === "websocket" && this.socketsBlocked >= 2;
@@ -793,8 +838,7 @@ class SocketTransport {
     if (!this.isHeard) return;
     const query = streamQuery(feed.requests);
     const id = ++this.asked;
-    this.awaited.set(feed.sub, id);
-    this.say({
+    const request = {
       type: "subscribe",
       id,
       sub: feed.sub,
@@ -804,7 +848,12 @@ class SocketTransport {
       columns: query.getAll("columns"),
       snapshot: true,
       since: feed.since ?? undefined,
-    });
+    };
+    // The hub would end the whole connection.
+    if (new TextEncoder().encode(JSON.stringify(request)).length > REQUEST_BYTES_MAX)
+      return feed.refuse("This asks for too much at once: its filters are too long.");
+    this.awaited.set(feed.sub, id);
+    this.say(request);
   }
 
   drop(feed) {
@@ -936,6 +985,8 @@ class EventTransport {
     this.streams = new Set();
     this.isClosed = false;
     this.socket = null;
+    this.socketTries = 0;
+    this.socketTimer = null;
     // Whether a socket failed while the hub was there.
     this.isBlocked = false;
     this.arrangeSoon();
@@ -985,7 +1036,8 @@ class EventTransport {
   /** Without a stream nothing tells whether the hub is there. */
   async ask() {
     try {
-      await fetch(new URL("status", this.connection.base));
+      const answer = await fetch(new URL("status", this.connection.base));
+      if (!answer.ok) throw new Error("a proxy's answer");
     } catch {
       this.connection.down(this, { heard: false });
       return;
@@ -1002,8 +1054,19 @@ class EventTransport {
     this.socket.onmessage = () => this.connection.moveUp();
     this.socket.onclose = () => {
       this.isBlocked = true;
+      this.socketTimer = setTimeout(
+        () => this.trySocketAnew(),
+        BACKOFF_BASE_MS + backoff(this.socketTries++, Math.random()),
+      );
       for (const room of this.connection.rooms.values()) room.tellStatus();
     };
+  }
+
+  trySocketAnew() {
+    clearTimeout(this.socketTimer);
+    if (this.socket?.readyState === WebSocket.CONNECTING) return;
+    this.socket = null;
+    this.trySocket();
   }
 
   /** Tells the hub's lasting refusals, which an EventSource can't see, from a lost connection. */
@@ -1014,7 +1077,9 @@ class EventTransport {
       url.searchParams.set("since", "now");
       const answer = await fetch(url);
       if (answer.status < 400 || answer.status >= 500 || answer.status === 429) return false;
-      const { detail, title } = await answer.json();
+      const { detail, title, code } = await answer.json();
+      // Not the hub's word: a proxy's.
+      if (!code) return false;
       feed.refuse(detail ?? title);
       return true;
     });
@@ -1033,12 +1098,13 @@ class EventTransport {
         this.streams.delete(stream);
       }
     }
-    this.socket = null;
+    this.trySocketAnew();
     this.arrangeSoon();
   }
 
   close() {
     this.isClosed = true;
+    clearTimeout(this.socketTimer);
     if (this.socket) this.socket.onmessage = this.socket.onclose = null;
     this.socket?.close();
     for (const stream of this.streams) stream.close();
@@ -1090,17 +1156,21 @@ class EventStream {
 
   caughtUp(position) {
     this.endSnapshot();
+    this.isLive = true;
     this.transport.connection.up();
     for (const feed of this.feeds) feed.caughtUp(position);
     this.transport.arrangeSoon();
   }
 
   broken() {
+    this.isLive = false;
     for (const feed of this.feeds) feed.lost();
     const { connection } = this.transport;
     if (this.isOpen && this.source.readyState === EventSource.CONNECTING) {
       // The browser tries again by itself, with the last id that it has seen.
-      connection.become("reconnecting");
+      const others = [...this.transport.streams].some((each) => each.isLive);
+      if (others) for (const feed of this.feeds) feed.deliver();
+      else connection.become("reconnecting");
       return;
     }
     this.close();
@@ -1332,12 +1402,16 @@ class Link {
     this.watchers = new Set();
     this.tab = newId();
     this.hidden = null;
+    this.probed = -Infinity;
     // Ends with this tab, which tells the holder.
     this.ready = lockForLife(`${WORKER_NAME} tab ${this.tab}`);
     this.share();
     document.addEventListener("visibilitychange", () => this.look());
     for (const name of ["online", "offline"])
       addEventListener(name, () => this.post({ op: "probe" }));
+    // Somebody looks at the page, or uses it: no time to wait for the next try.
+    for (const name of ["focus", "pointerdown", "keydown"])
+      addEventListener(name, () => this.probe(), { capture: true, passive: true });
     addEventListener("pagehide", () => this.post({ op: "bye" }));
     addEventListener("pageshow", (event) => event.persisted && this.share());
     this.look();
@@ -1378,7 +1452,7 @@ class Link {
       return new Promise(() => {});
     };
     navigator.locks.request(name, { signal: over.signal }, lead).catch((error) => {
-      if (error.name !== "AbortError") throw error;
+      if (error.name !== "AbortError") this.hold(new Holder(this.base));
     });
     this.stop = () => {
       over.abort();
@@ -1440,11 +1514,19 @@ class Link {
     if (this.isWelcome) this.post({ ...hello(), handle });
     return {
       say: (frame) => this.post({ op: "say", handle, frame }),
+      probe: () => this.probe(),
       detach: () => {
         this.attached.delete(handle);
         this.post({ op: "detach", handle });
       },
     };
+  }
+
+  /** Tries to connect now, where there is no connection. */
+  probe() {
+    if (this.status === "live" || performance.now() - this.probed < BACKOFF_BASE_MS) return;
+    this.probed = performance.now();
+    this.post({ op: "probe" });
   }
 
   look() {
@@ -1467,22 +1549,19 @@ class Link {
 function lockForLife(name) {
   if (!navigator.locks) return Promise.resolve(null);
   return new Promise((taken) => {
-    navigator.locks.request(name, () => {
-      taken(name);
-      return new Promise(() => {});
-    });
+    navigator.locks
+      .request(name, () => {
+        taken(name);
+        return new Promise(() => {});
+      })
+      // Refused, where a browser keeps no data for this site.
+      .catch(() => taken(null));
   });
 }
 
-/** Calls everyone, also after one of them has thrown; that error is reported as an uncaught one. */
+/** Calls everyone who is in the set still, also after one of them has thrown. @param {Set} runs */
 function tell(runs, ...words) {
-  for (const run of [...runs]) {
-    try {
-      run(...words);
-    } catch (error) {
-      reportError(error);
-    }
-  }
+  attempt([...runs], (run) => runs.has(run) && run(...words));
 }
 
 // What a page calls.
@@ -1494,6 +1573,7 @@ class Table {
    * @param {Row[]} [initialData]
    */
   constructor(key, initialData = []) {
+    this.keyColumns = typeof key === "function" || key === undefined ? null : [key].flat();
     this.keyOf = keyReader(key);
     // Without a key option nobody knows the keys of rows that did not come with a change.
     const keyOfInitial = (row, index) => (key === undefined ? `initial ${index}` : this.keyOf(row));
@@ -1516,6 +1596,19 @@ class Table {
     }
     this.data = next;
     return true;
+  }
+
+  /** The text of a key that a page names: of an object by its columns, whatever their order. */
+  keyTextOf(of) {
+    const isObject = this.keyColumns && typeof of === "object" && of !== null;
+    const isNamed = isObject && this.keyColumns.every((column) => column in of);
+    return keyText(isNamed ? this.keyColumns.map((column) => of[column]) : of);
+  }
+
+  /** A column that the key is said to have and the rows have not, or null. */
+  missingIn({ key, newValue }) {
+    const isThere = (column) => column in newValue || column in key;
+    return this.keyColumns?.find((column) => !isThere(column)) ?? null;
   }
 
   fill(snapshot) {
@@ -1577,8 +1670,10 @@ function follow(requests, tables, read, { url, since, loaded = false }) {
   function show(touched = tables, options = {}) {
     const isNew = touched.map((table) => table.look(options)).includes(true);
     if (!isNew) return;
-    data = read();
-    tell(subscribers, data);
+    const newest = read();
+    data = newest;
+    // A subscriber that writes tells everybody something newer: who comes after it gets that alone.
+    attempt([...subscribers], (run) => data === newest && subscribers.has(run) && run(data));
   }
 
   function become(next, why) {
@@ -1596,15 +1691,20 @@ function follow(requests, tables, read, { url, since, loaded = false }) {
       const snapshots = new Map(tables.map((table) => [table, []]));
       for (const change of message.rows) snapshots.get(named.get(lower(change.table))).push(change);
       for (const [table, snapshot] of snapshots) {
+        const missing = snapshot.length ? table.missingIn(snapshot[0]) : null;
+        if (missing !== null) {
+          line?.detach();
+          return become("closed", `The rows have no column "${missing}", which key names.`);
+        }
         table.fill(snapshot);
         touched.add(table);
       }
     } else {
-      for (const change of message.changes) {
+      attempt(message.changes, (change) => {
         const table = named.get(lower(change.table));
-        table.take(change);
         touched.add(table);
-      }
+        table.take(change);
+      });
     }
     const always = !loaded;
     loaded = true;
@@ -1658,7 +1758,7 @@ function follow(requests, tables, read, { url, since, loaded = false }) {
       become("closed", null);
     },
   };
-  return { store, show };
+  return { store, show, probe: () => line?.probe() };
 }
 
 /**
@@ -1709,7 +1809,11 @@ export function collection({ table: name, key, initialData, since, url, ...narro
   const table = new Table(key, initialData);
   const requests = [requestOf(name, narrowing)];
   const loaded = initialData !== undefined;
-  const { store, show } = follow(requests, [table], () => table.data, { url, since, loaded });
+  const { store, show, probe } = follow(requests, [table], () => table.data, {
+    url,
+    since,
+    loaded,
+  });
   const timers = new Set();
 
   function end(write) {
@@ -1723,7 +1827,7 @@ export function collection({ table: name, key, initialData, since, url, ...narro
     const timer = setTimeout(() => {
       timers.delete(timer);
       // While nothing comes through the stream, its change may still be on the way.
-      if (store.connected) end(write);
+      if (store.connected || store.status === "closed") end(write);
       else linger(write);
     }, EDIT_LINGERS_MS);
     timers.add(timer);
@@ -1732,13 +1836,15 @@ export function collection({ table: name, key, initialData, since, url, ...narro
   async function optimistic(edits, send) {
     const write = {
       edits: edits.map(({ key: of, row, patch, deleted }) => {
-        return { key: keyText(of), row, patch, deleted, confirmed: false };
+        return { key: table.keyTextOf(of), row, patch, deleted, confirmed: false };
       }),
     };
     table.writes = [...table.writes, write];
     show();
     try {
       const answer = await send();
+      // The hub is there.
+      probe();
       // For an edit that changes nothing no change may come.
       table.confirmAll(write.edits);
       show();
@@ -1824,6 +1930,7 @@ export function room(name, { history = 50, user, url } = {}) {
       members: state.members,
       typing: [...typing.keys()].sort(),
       joined: state.joined,
+      more: state.more,
     };
     tell(subscribers, view);
   }
@@ -1852,7 +1959,9 @@ export function room(name, { history = 50, user, url } = {}) {
   }
 
   function take(frame) {
-    state = foldRoom(state, frame);
+    // What another tab asked for goes on from what that one has.
+    const isOthers = frame.type === "history" && frame.id && frame.id !== ANEW && !questions.has(frame.id);
+    if (!isOthers) state = foldRoom(state, frame);
     const sent = pending.get(frame.messageId);
     if (frame.type === "ack" && sent) {
       sent.isStored = true;
@@ -1897,6 +2006,8 @@ export function room(name, { history = 50, user, url } = {}) {
       const most = CONTENT_CHARS_MAX.toLocaleString("en");
       return Promise.reject(new Error(`A message has at most ${most} characters.`));
     }
+    // Half an emoji, as a cut text ends in, is no text that the hub could read.
+    content = content.toWellFormed?.() ?? content;
     const messageId = newId();
     const timestamp = new Date().toISOString();
     const message = { messageId, userId, content, timestamp, lsn: 0, pending: true };
@@ -1937,7 +2048,7 @@ export function room(name, { history = 50, user, url } = {}) {
     },
     /**
      * @param {(room: {messages: Message[], members: string[], typing: string[],
-     *   joined: boolean}) => void} run called now and on every move
+     *   joined: boolean, more: boolean}) => void} run called now and on every move
      */
     subscribe(run) {
       return watch(subscribers, run, view);
@@ -1961,6 +2072,10 @@ export function room(name, { history = 50, user, url } = {}) {
       line?.detach();
       for (const who of [...typing.keys()]) forget(who);
       for (const each of [...pending.values()]) fail(each, "The room was left.");
+      for (const { reject } of questions.values()) reject(new Error("The room was left."));
+      questions.clear();
+      state = { ...state, joined: false };
+      look();
       status = "closed";
       tell(statusWatchers, status, error);
     },
