@@ -59,6 +59,8 @@ const EDIT_LINGERS_MS = 5_000;
 const TRANSACTION_WAIT_MS = 100;
 const BACKOFF_BASE_MS = 1_000;
 const BACKOFF_MAX_MS = 30_000;
+// A connection that ends sooner is no success: what ended it may end the next one too.
+const STEADY_MS = 5_000;
 // Silence that means a dead connection, in heartbeats; and the wait for an answer that is asked for.
 const HEARTBEATS_MISSED = 2.5;
 const ANSWER_MS = 5_000;
@@ -70,6 +72,7 @@ const FILTERS_MAX = 20;
 const USER_CHARS_MAX = 64;
 const ROOM_CHARS_MAX = 128;
 const CONTENT_CHARS_MAX = 16_384;
+const REQUEST_BYTES_MAX = 131_072;
 const TYPING_REPEAT_MS = 3_000;
 const TYPING_FORGOTTEN_MS = 5_000;
 // Refusals that pass; all others last until the request is another one.
@@ -269,6 +272,12 @@ function placed(messages, message) {
 
 // Feeds and rooms, at the holder.
 
+/** Runs `run` after a while, if it is still wanted then. Returns what calls it off. */
+function later(wait_ms, isWanted, run) {
+  const timer = setTimeout(() => isWanted() && run(), wait_ms);
+  return () => clearTimeout(timer);
+}
+
 /** Runs `run` in a task of its own; timers would be slowed down in hidden tabs. */
 const soon = (() => {
   const waiting = [];
@@ -466,7 +475,8 @@ class Feed {
     }
     if (attached.status !== this.status) {
       attached.status = this.status;
-      const { status, error, shown } = this;
+      const { status, shown } = this;
+      const error = this.error ?? (status === "closed" ? this.connection.error : null);
       seat.post({ op: "status", handle, status, error, position: shown });
     }
   }
@@ -612,6 +622,7 @@ class Connection {
     this.transport = null;
     this.timer = null;
     this.tries = 0;
+    this.upSince = 0;
     // WebSockets that ended before the hub had said a word.
     this.socketsBlocked = 0;
     this.nextKind = "websocket";
@@ -631,7 +642,7 @@ class Connection {
   }
 
   up() {
-    this.tries = 0;
+    if (this.status !== "live") this.upSince = performance.now();
     this.become("live");
   }
 
@@ -642,6 +653,8 @@ class Connection {
   down(transport, { heard, retryAfterMs = 0, tooMany = false, lasting = null }) {
     if (transport !== this.transport) return;
     if (lasting !== null) return this.letGo("closed", lasting);
+    const isSteady = this.status === "live" && performance.now() - this.upSince >= STEADY_MS;
+    if (isSteady) this.tries = 0;
     this.letGo(this.status === "connecting" ? "connecting" : "reconnecting");
     if (transport.kind === "websocket") this.socketsBlocked = heard ? 0 : this.socketsBlocked + 1;
     const isBlocked = transport.kind === "websocket" && this.socketsBlocked >= 2;
@@ -793,8 +806,7 @@ class SocketTransport {
     if (!this.isHeard) return;
     const query = streamQuery(feed.requests);
     const id = ++this.asked;
-    this.awaited.set(feed.sub, id);
-    this.say({
+    const request = {
       type: "subscribe",
       id,
       sub: feed.sub,
@@ -804,7 +816,12 @@ class SocketTransport {
       columns: query.getAll("columns"),
       snapshot: true,
       since: feed.since ?? undefined,
-    });
+    };
+    // The hub would end the connection of all tabs.
+    if (new TextEncoder().encode(JSON.stringify(request)).length > REQUEST_BYTES_MAX)
+      return feed.refuse("This asks for too much at once: its filters are too long.");
+    this.awaited.set(feed.sub, id);
+    this.say(request);
   }
 
   drop(feed) {
@@ -864,12 +881,11 @@ class SocketTransport {
   connectLater(feed, retryAfterMs) {
     feed.lost();
     feed.deliver();
-    setTimeout(
-      () => {
-        const { feeds, transport } = this.connection;
-        if (feeds.get(feed.sub) === feed && transport === this) this.connect(feed);
-      },
+    const { connection } = this;
+    later(
       (retryAfterMs ?? 0) + backoff(0, Math.random()),
+      () => connection.feeds.get(feed.sub) === feed && connection.transport === this,
+      () => this.connect(feed),
     );
   }
 }
@@ -936,6 +952,8 @@ class EventTransport {
     this.streams = new Set();
     this.isClosed = false;
     this.socket = null;
+    this.socketTries = 0;
+    this.callOff = () => {};
     // Whether a socket failed while the hub was there.
     this.isBlocked = false;
     this.arrangeSoon();
@@ -985,7 +1003,10 @@ class EventTransport {
   /** Without a stream nothing tells whether the hub is there. */
   async ask() {
     try {
-      await fetch(new URL("status", this.connection.base));
+      const answer = await fetch(new URL("status", this.connection.base));
+      const lasting = await refusalOf(answer);
+      if (lasting !== null) return this.connection.down(this, { heard: true, lasting });
+      if (!answer.ok) throw new Error("It was a proxy that answered.");
     } catch {
       this.connection.down(this, { heard: false });
       return;
@@ -1002,8 +1023,22 @@ class EventTransport {
     this.socket.onmessage = () => this.connection.moveUp();
     this.socket.onclose = () => {
       this.isBlocked = true;
+      // What blocks them may end: a laptop is carried into another network.
+      const wait_ms = BACKOFF_BASE_MS + backoff(this.socketTries++, Math.random());
+      this.callOff = later(
+        wait_ms,
+        () => !this.isClosed,
+        () => this.trySocketAnew(),
+      );
       for (const room of this.connection.rooms.values()) room.tellStatus();
     };
+  }
+
+  trySocketAnew() {
+    if (this.socket?.readyState === WebSocket.CONNECTING) return;
+    this.callOff();
+    this.socket = null;
+    this.trySocket();
   }
 
   /** Tells the hub's lasting refusals, which an EventSource can't see, from a lost connection. */
@@ -1012,11 +1047,9 @@ class EventTransport {
       const url = new URL("changes", this.connection.base);
       url.search = String(streamQuery(feed.requests));
       url.searchParams.set("since", "now");
-      const answer = await fetch(url);
-      if (answer.status < 400 || answer.status >= 500 || answer.status === 429) return false;
-      const { detail, title } = await answer.json();
-      feed.refuse(detail ?? title);
-      return true;
+      const refusal = await refusalOf(await fetch(url));
+      if (refusal !== null) feed.refuse(refusal);
+      return refusal !== null;
     });
     // A request or a body that can't be had is a lost connection too.
     const refused = await Promise.all(answers).catch(() => []);
@@ -1033,16 +1066,24 @@ class EventTransport {
         this.streams.delete(stream);
       }
     }
-    this.socket = null;
+    this.trySocketAnew();
     this.arrangeSoon();
   }
 
   close() {
     this.isClosed = true;
+    this.callOff();
     if (this.socket) this.socket.onmessage = this.socket.onclose = null;
     this.socket?.close();
     for (const stream of this.streams) stream.close();
   }
+}
+
+/** The hub's lasting refusal in an answer. A proxy has such answers too, but not with a code in it. */
+async function refusalOf(answer) {
+  if (answer.status < 400 || answer.status >= 500 || answer.status === 429) return null;
+  const { code, detail, title } = await answer.json();
+  return code ? (detail ?? title) : null;
 }
 
 class EventStream {
@@ -1051,6 +1092,7 @@ class EventStream {
     this.transport = transport;
     this.feeds = feeds;
     this.snapshot = null;
+    this.isLive = false;
     const url = new URL("stream", transport.connection.base);
     url.search = String(streamQuery(feeds.flatMap((feed) => feed.requests)));
     url.searchParams.set("snapshot", "1");
@@ -1090,17 +1132,21 @@ class EventStream {
 
   caughtUp(position) {
     this.endSnapshot();
+    this.isLive = true;
     this.transport.connection.up();
     for (const feed of this.feeds) feed.caughtUp(position);
     this.transport.arrangeSoon();
   }
 
   broken() {
+    this.isLive = false;
     for (const feed of this.feeds) feed.lost();
     const { connection } = this.transport;
     if (this.isOpen && this.source.readyState === EventSource.CONNECTING) {
       // The browser tries again by itself, with the last id that it has seen.
-      connection.become("reconnecting");
+      const isLost = ![...this.transport.streams].some((stream) => stream.isLive);
+      if (isLost) connection.become("reconnecting");
+      else for (const feed of this.feeds) feed.deliver();
       return;
     }
     this.close();
@@ -1377,13 +1423,16 @@ class Link {
       this.hold(holder);
       return new Promise(() => {});
     };
-    navigator.locks.request(name, { signal: over.signal }, lead).catch((error) => {
-      if (error.name !== "AbortError") throw error;
-    });
     this.stop = () => {
       over.abort();
       hall.close();
     };
+    navigator.locks.request(name, { signal: over.signal }, lead).catch(() => {
+      if (over.signal.aborted) return;
+      // Refused, where the browser keeps no data for this site.
+      this.stop();
+      this.hold(new Holder(this.base));
+    });
   }
 
   hold(holder) {
@@ -1467,10 +1516,12 @@ class Link {
 function lockForLife(name) {
   if (!navigator.locks) return Promise.resolve(null);
   return new Promise((taken) => {
-    navigator.locks.request(name, () => {
+    const keep = () => {
       taken(name);
       return new Promise(() => {});
-    });
+    };
+    // Refused, where the browser keeps no data for this site.
+    navigator.locks.request(name, keep).catch(() => taken(null));
   });
 }
 
