@@ -186,7 +186,7 @@ def test_on_a_server_it_holds_initial_rows_and_never_connects() -> None:
           lib.connection().status, lobby.status]));
         """
     )
-    room = {"messages": [], "members": [], "typing": [], "joined": False}
+    room = {"messages": [], "members": [], "typing": [], "joined": False, "more": False}
     assert found == [[[{"id": 1}], room], [{"id": 1}], "connecting", True, "connecting", "connecting"]
 
 

@@ -243,6 +243,8 @@ export function foldRoom(room, frame) {
     case "history": {
       const older = frame.messages.map(messageOf);
       if (frame.id === ANEW) return { ...room, messages: older, more: frame.more };
+      // It was asked for by somebody who has more or fewer: here it would leave a hole.
+      if (!frame.id?.startsWith(olderName(room.messages))) return room;
       const known = new Set(room.messages.map((message) => message.messageId));
       const unknown = older.filter((message) => !known.has(message.messageId));
       return { ...room, messages: [...unknown, ...room.messages], more: frame.more };
@@ -253,6 +255,9 @@ export function foldRoom(room, frame) {
 
 // The id of a request for history that replaces what is held.
 const ANEW = "anew";
+
+/** How ids of requests begin for what is older than these messages. */
+const olderName = ([oldest]) => nameOf(oldest?.messageId ?? "");
 
 const messageOf = ({ messageId, userId, content, timestamp, lsn }) => ({
   messageId,
@@ -487,12 +492,18 @@ class Room {
   constructor(connection, name) {
     this.connection = connection;
     this.name = name;
-    this.state = EMPTY_ROOM;
-    this.position = null;
     this.historyWanted = 0;
-    this.historyDue = 0;
     this.error = null;
     this.attached = new Set();
+    this.begin();
+  }
+
+  begin() {
+    this.state = EMPTY_ROOM;
+    this.position = null;
+    this.historyDue = 0;
+    // Whether what is held is of another history than the hub's, which is under way.
+    this.isBroken = false;
   }
 
   get status() {
@@ -525,6 +536,7 @@ class Room {
       type: "history",
       room: this.name,
       limit: missing,
+      id: olderName(messages),
       ...beforeOf(messages[0]),
     });
   }
@@ -541,15 +553,18 @@ class Room {
     }
     if (frame.type === "heartbeat" || frame.type === "caught-up") return;
     if (frame.type === "error" && frame.id === `join ${this.name}`) {
-      if (PASSING.has(frame.code))
-        setTimeout(() => this.join(), frame.retryAfterMs ?? BACKOFF_BASE_MS);
+      if (PASSING.has(frame.code)) this.askAgain(frame, () => this.join());
       else this.error = frame.message;
       return this.tellStatus();
     }
     if (frame.type === "reset") {
-      this.connection.say({ type: "history", room: this.name, limit: 50, id: ANEW });
-      return;
+      this.isBroken = true;
+      return this.askAnew();
     }
+    if (frame.type === "error" && frame.id === ANEW && PASSING.has(frame.code))
+      return this.askAgain(frame, () => this.isBroken && this.askAnew());
+    if (frame.type === "joined") this.error = null;
+    if (frame.id === ANEW) this.isBroken = false;
     this.state = foldRoom(this.state, frame);
     if (frame.type === "joined" && isFirst) {
       this.historyDue = frame.history;
@@ -562,12 +577,22 @@ class Room {
     // History is shown as a whole.
     if (frame.history === true) this.historyDue -= 1;
     if (this.historyDue > 0) return;
-    if (frame.history === true) this.refresh();
+    if (frame.history === true || (frame.type === "joined" && isFirst)) this.refresh();
     else this.tell(frame);
   }
 
+  askAnew() {
+    this.connection.say({ type: "history", room: this.name, limit: 50, id: ANEW });
+  }
+
+  askAgain({ retryAfterMs }, ask) {
+    const { connection, name } = this;
+    later(retryAfterMs ?? BACKOFF_BASE_MS, () => connection.rooms.get(name) === this, ask);
+  }
+
   lost() {
-    this.historyDue = 0;
+    // A position promises all messages before it.
+    if (this.historyDue > 0 || this.isBroken) this.begin();
     this.state = { ...this.state, joined: false };
   }
 
@@ -1341,7 +1366,7 @@ class Seat {
     if (!this.holder.seats.delete(this)) return;
     for (const handle of [...this.attached.keys()]) {
       const room = this.detach(handle);
-      if (room) setTimeout(() => this.leaveRoom(room), RELOAD_MS);
+      if (room) later(RELOAD_MS, () => !room.attached.size, () => this.leaveRoom(room));
     }
     this.port.onmessage = null;
     this.port.close();
@@ -1875,6 +1900,7 @@ export function room(name, { history = 50, user, url } = {}) {
       members: state.members,
       typing: [...typing.keys()].sort(),
       joined: state.joined,
+      more: state.more,
     };
     tell(subscribers, view);
   }
@@ -1889,10 +1915,7 @@ export function room(name, { history = 50, user, url } = {}) {
       ({ status, error } = message);
       tell(statusWatchers, status, error);
     }
-    if (!state.joined && wasJoined) {
-      for (const { reject } of questions.values()) reject(new Error("The connection was lost."));
-      questions.clear();
-    }
+    if (!state.joined && wasJoined) giveUpQuestions("The connection was lost.");
     // Whatever was under way may be lost: the hub knows a message by its id and stores it once.
     if (state.joined && (!wasJoined || message.op === "room"))
       for (const each of pending.values()) put(each);
@@ -1936,6 +1959,11 @@ export function room(name, { history = 50, user, url } = {}) {
     if (!isStored) line?.say({ type: "message", room: name, content, messageId, id: messageId });
   }
 
+  function giveUpQuestions(why) {
+    for (const { reject } of questions.values()) reject(new Error(why));
+    questions.clear();
+  }
+
   function fail({ message, reject }, why) {
     pending.delete(message.messageId);
     reject(new Error(why));
@@ -1948,6 +1976,8 @@ export function room(name, { history = 50, user, url } = {}) {
       const most = CONTENT_CHARS_MAX.toLocaleString("en");
       return Promise.reject(new Error(`A message has at most ${most} characters.`));
     }
+    // Half an emoji, in which a text that was cut may end, is no text to the hub.
+    content = content.replace(/\p{Surrogate}/gu, "\ufffd");
     const messageId = newId();
     const timestamp = new Date().toISOString();
     const message = { messageId, userId, content, timestamp, lsn: 0, pending: true };
@@ -1964,7 +1994,7 @@ export function room(name, { history = 50, user, url } = {}) {
   /** @returns {Promise<boolean>} */
   function older(limit = 50) {
     if (!state.joined) return Promise.reject(new Error("There is no connection now."));
-    const id = newId();
+    const id = `${olderName(state.messages)} ${newId()}`;
     return new Promise((resolve, reject) => {
       questions.set(id, { resolve, reject });
       line?.say({ type: "history", room: name, limit, id, ...beforeOf(state.messages[0]) });
@@ -1988,7 +2018,7 @@ export function room(name, { history = 50, user, url } = {}) {
     },
     /**
      * @param {(room: {messages: Message[], members: string[], typing: string[],
-     *   joined: boolean}) => void} run called now and on every move
+     *   joined: boolean, more: boolean}) => void} run called now and on every move
      */
     subscribe(run) {
       return watch(subscribers, run, view);
@@ -2012,7 +2042,10 @@ export function room(name, { history = 50, user, url } = {}) {
       line?.detach();
       for (const who of [...typing.keys()]) forget(who);
       for (const each of [...pending.values()]) fail(each, "The room was left.");
+      giveUpQuestions("The room was left.");
       status = "closed";
+      state = { ...state, joined: false };
+      look();
       tell(statusWatchers, status, error);
     },
   };
