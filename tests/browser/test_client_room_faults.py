@@ -139,6 +139,7 @@ def test_a_refused_room_that_lets_in_later_is_live(chat: HubProcess, windows: Wi
 
 def test_a_closed_room_is_not_joined_later(chat: HubProcess, windows: Windows) -> None:
     page = windows.new()
+    windows.network_errors_expected = True
     page.clock.install()
     said: list[str] = []
     busy = {"type": "error", "code": "overloaded", "message": "busy", "id": "join lobby"}

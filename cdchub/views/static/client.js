@@ -89,10 +89,18 @@ const lower = (name) => name.replace(/[A-Z]+/g, (letters) => letters.toLowerCase
 const lsnOf = (position) => Number(position.slice(position.lastIndexOf(":") + 1));
 const epochOf = (position) => position.slice(0, position.lastIndexOf(":"));
 
+/** JSON with values as they are on the wire; a page may have a BigInt. */
+function json(value) {
+  return JSON.stringify(value, (_, each) => {
+    if (typeof each !== "bigint") return each;
+    return Number.isSafeInteger(Number(each)) ? Number(each) : { $int: String(each) };
+  });
+}
+
 /** Whether two values are the same to SQLite, where booleans are 1 and 0. */
 function same(a, b) {
   const plain = (value) => (typeof value === "boolean" ? Number(value) : (value ?? null));
-  return JSON.stringify(plain(a)) === JSON.stringify(plain(b));
+  return json(plain(a)) === json(plain(b));
 }
 
 /**
@@ -106,7 +114,9 @@ export function filtersOf(where) {
   if (Array.isArray(where)) return [...where].sort();
   return Object.entries(where)
     .map(([column, value]) => {
-      const literal = typeof value === "boolean" ? Number(value) : value;
+      const literal = typeof value === "boolean" ? Number(value) : (value?.$int ?? value);
+      if (literal === undefined || (typeof literal === "object" && literal !== null))
+        throw new TypeError(`where: ${column} has to be a text, a number, a boolean or null`);
       return `${quoted(column)}=${literal === null ? "is.null" : `eq.${quoted(literal)}`}`;
     })
     .sort();
@@ -135,11 +145,13 @@ export function backoff(tries, random) {
 
 // Rows. `keyOf(row, change)` gives the text under which a row is held.
 
-/** @param {Key} key */
-export function keyText(key) {
+/** @param {Key} key @param {string[] | null} [columns] in which order those of an object are read */
+export function keyText(key, columns = null) {
   // {"$int": …} and its like are values and no keys of several columns.
   const isValue = typeof key !== "object" || key === null || Object.keys(key)[0]?.startsWith("$");
-  return JSON.stringify(isValue ? [key] : Object.values(key));
+  if (isValue) return json([key]);
+  if (columns === null || Array.isArray(key)) return json(Object.values(key));
+  return json(columns.map((column) => key[column]));
 }
 
 /** @param {string | string[] | ((row: Row, change?: Change) => string) | undefined} key */
@@ -147,7 +159,13 @@ export function keyReader(key) {
   if (typeof key === "function") return (row, change) => keyText(key(row, change));
   if (key === undefined) return (row, change) => keyText(change.key);
   const columns = [key].flat();
-  return (row, change) => keyText(columns.map((c) => row[c] ?? change?.key[c] ?? null));
+  const valueOf = (column, row, change) => {
+    const value = row[column] ?? change?.key[column];
+    if (value === undefined && !(column in row))
+      throw new TypeError(`The key ${quoted(column)} is none of the columns.`);
+    return value ?? null;
+  };
+  return (row, change) => keyText(columns.map((column) => valueOf(column, row, change)));
 }
 
 /** Applies a change to `rows` and returns the keys that it touches. */
@@ -160,13 +178,18 @@ export function fold(rows, change, keyOf) {
   return before === key ? [key] : [before, key];
 }
 
-/** Rows as a snapshot has them; a row that is as it was stays the same object. */
-export function refill(rows, snapshot, keyOf) {
+/**
+ * Rows as a snapshot has them; a row that is as it was stays the same object. `attempt` runs what
+ * is done with one row.
+ */
+export function refill(rows, snapshot, keyOf, attempt = (run) => run()) {
   const filled = new Map();
   for (const change of snapshot) {
-    const key = keyOf(change.newValue, change);
-    const before = rows.get(key);
-    filled.set(key, before && same(before, change.newValue) ? before : change.newValue);
+    attempt(() => {
+      const key = keyOf(change.newValue, change);
+      const before = rows.get(key);
+      filled.set(key, before && same(before, change.newValue) ? before : change.newValue);
+    });
   }
   return filled;
 }
@@ -1400,7 +1423,7 @@ class Link {
     this.status = "connecting";
     this.error = null;
     this.transport = null;
-    this.watchers = new Set();
+    this.watchers = new Watchers();
     this.tab = newId();
     this.hidden = null;
     // Ends with this tab, which tells the holder.
@@ -1497,7 +1520,7 @@ class Link {
       const { status, error, transport } = message;
       const isNew = status !== this.status || error !== this.error;
       Object.assign(this, { status, error, transport });
-      if (isNew) tell(this.watchers, status, error);
+      if (isNew) this.watchers.tell(status, error);
       return;
     }
     try {
@@ -1550,13 +1573,22 @@ function lockForLife(name) {
   });
 }
 
-/** Calls everyone, also after one of them has thrown; that error is reported as an uncaught one. */
-function tell(runs, ...words) {
-  for (const run of [...runs]) {
-    try {
-      run(...words);
-    } catch (error) {
-      reportError(error);
+/** Functions that are to be told what is new. */
+class Watchers extends Set {
+  turn = 0;
+
+  /** Calls everyone, also after one of them has thrown; that is reported as an uncaught error. */
+  tell(...words) {
+    const turn = ++this.turn;
+    for (const run of [...this]) {
+      // One of them may have made something newer, which all have been told by now.
+      if (turn !== this.turn) return;
+      if (!this.has(run)) continue;
+      try {
+        run(...words);
+      } catch (error) {
+        reportError(error);
+      }
     }
   }
 }
@@ -1571,12 +1603,21 @@ class Table {
    */
   constructor(key, initialData = []) {
     this.keyOf = keyReader(key);
+    // The hub's own are known when a row of it is.
+    this.keyColumns = key === undefined || typeof key === "function" ? null : [key].flat();
+    this.isKeyedByHub = key === undefined;
     // Without a key option nobody knows the keys of rows that did not come with a change.
     const keyOfInitial = (row, index) => (key === undefined ? `initial ${index}` : this.keyOf(row));
     this.rows = new Map(initialData.map((row, index) => [keyOfInitial(row, index), row]));
     this.writes = [];
     this.order = new Set(this.rows.keys());
-    this.data = [...this.rows.values()];
+    // All subscribers have the same array.
+    this.data = Object.freeze([...this.rows.values()]);
+  }
+
+  /** @param {Key} key of an optimistic edit */
+  keyTextOf(key) {
+    return keyText(key, this.keyColumns);
   }
 
   /** Makes `data` what is to be seen, and tells whether that is anything new. */
@@ -1590,16 +1631,22 @@ class Table {
     if (!always && next.length === data.length && next.every((row, i) => row === data[i])) {
       return false;
     }
-    this.data = next;
+    this.data = Object.freeze(next);
     return true;
   }
 
-  fill(snapshot) {
-    this.rows = refill(this.rows, snapshot, this.keyOf);
+  fill(snapshot, attempt) {
+    if (snapshot.length) this.learn(snapshot[0]);
+    this.rows = refill(this.rows, snapshot, this.keyOf, attempt);
     this.confirmAll(this.writes.flatMap((write) => write.edits));
   }
 
+  learn({ key }) {
+    if (this.isKeyedByHub) this.keyColumns = Object.keys(key);
+  }
+
   take(change) {
+    this.learn(change);
     for (const each of fold(this.rows, change, this.keyOf)) {
       confirm(this.writes, each, this.rows.get(each));
     }
@@ -1645,47 +1692,61 @@ function follow(requests, tables, read, { url, since, loaded = false }) {
   let status = "connecting";
   /** @type {string | null} */
   let error = null;
-  const subscribers = new Set();
-  const statusWatchers = new Set();
-  const changeWatchers = new Set();
+  /** @type {string | null} */
+  let problem = null;
+  const subscribers = new Watchers();
+  const statusWatchers = new Watchers();
+  const changeWatchers = new Watchers();
 
   /** Shows what there is, if that is anything new. */
   function show(touched = tables, options = {}) {
     const isNew = touched.map((table) => table.look(options)).includes(true);
     if (!isNew) return;
     data = read();
-    tell(subscribers, data);
+    subscribers.tell(data);
   }
 
   function become(next, why) {
     if (next === status && why === error) return;
     status = next;
     error = why;
-    tell(statusWatchers, status, error);
+    statusWatchers.tell(status, error);
+  }
+
+  /** A row whose key can't be read is left out; that is reported, and the others go on. */
+  function attempt(run) {
+    try {
+      run();
+    } catch (failure) {
+      const isNew = problem === null;
+      problem = `Some rows are left out: ${failure?.message ?? failure}`;
+      if (isNew) reportError(failure);
+    }
   }
 
   function heard(message) {
     if (message.position) position = message.position;
-    if (message.op === "status") return become(message.status, message.error);
+    if (message.op === "status") return become(message.status, message.error ?? problem);
     const touched = new Set();
     if (message.op === "fill") {
       const snapshots = new Map(tables.map((table) => [table, []]));
       for (const change of message.rows) snapshots.get(named.get(lower(change.table))).push(change);
       for (const [table, snapshot] of snapshots) {
-        table.fill(snapshot);
+        attempt(() => table.fill(snapshot, attempt));
         touched.add(table);
       }
     } else {
       for (const change of message.changes) {
         const table = named.get(lower(change.table));
-        table.take(change);
+        attempt(() => table.take(change));
         touched.add(table);
       }
     }
     const always = !loaded;
     loaded = true;
     show([...touched], { always });
-    for (const change of message.changes ?? []) tell(changeWatchers, change);
+    become(status, error ?? problem);
+    for (const change of message.changes ?? []) changeWatchers.tell(change);
   }
 
   const line = linkTo(url)?.attach(
@@ -1786,7 +1847,8 @@ export function collection({ table: name, key, initialData, since, url, ...narro
   const requests = [requestOf(name, narrowing)];
   const loaded = initialData !== undefined;
   const { store, show } = follow(requests, [table], () => table.data, { url, since, loaded });
-  const timers = new Set();
+  const waits = new Set();
+  let isClosed = false;
 
   function end(write) {
     table.writes = table.writes.filter((each) => each !== write);
@@ -1795,20 +1857,21 @@ export function collection({ table: name, key, initialData, since, url, ...narro
 
   /** The request is answered; its changes come through the stream, or have come. */
   function linger(write) {
-    if (!table.writes.includes(write)) return;
-    const timer = setTimeout(() => {
-      timers.delete(timer);
+    const isWanted = () => !isClosed && table.writes.includes(write);
+    if (!isWanted()) return;
+    const callOff = later(EDIT_LINGERS_MS, isWanted, () => {
+      waits.delete(callOff);
       // While nothing comes through the stream, its change may still be on the way.
       if (store.connected) end(write);
       else linger(write);
-    }, EDIT_LINGERS_MS);
-    timers.add(timer);
+    });
+    waits.add(callOff);
   }
 
   async function optimistic(edits, send) {
     const write = {
       edits: edits.map(({ key: of, row, patch, deleted }) => {
-        return { key: keyText(of), row, patch, deleted, confirmed: false };
+        return { key: table.keyTextOf(of), row, patch, deleted, confirmed: false };
       }),
     };
     table.writes = [...table.writes, write];
@@ -1843,7 +1906,8 @@ export function collection({ table: name, key, initialData, since, url, ...narro
     /** Several edits with one request. @type {(edits: Edit[], send: () => any) => Promise<any>} */
     optimistic,
     close() {
-      for (const timer of timers) clearTimeout(timer);
+      isClosed = true;
+      for (const callOff of waits) callOff();
       close();
     },
   });
@@ -1884,8 +1948,8 @@ export function room(name, { history = 50, user, url } = {}) {
   const pending = new Map(); // messageId → {message, isStored, resolve, reject}
   const questions = new Map(); // id → {resolve, reject}
   const typing = new Map(); // userId → timer
-  const subscribers = new Set();
-  const statusWatchers = new Set();
+  const subscribers = new Watchers();
+  const statusWatchers = new Watchers();
   let view;
   look();
 
@@ -1895,14 +1959,15 @@ export function room(name, { history = 50, user, url } = {}) {
       if (isStored && known.has(messageId)) pending.delete(messageId);
     }
     const waiting = [...pending.values()].map(({ message }) => message);
+    const unknown = waiting.filter(({ messageId }) => !known.has(messageId));
     view = {
-      messages: [...state.messages, ...waiting.filter(({ messageId }) => !known.has(messageId))],
+      messages: Object.freeze([...state.messages, ...unknown]),
       members: state.members,
       typing: [...typing.keys()].sort(),
       joined: state.joined,
       more: state.more,
     };
-    tell(subscribers, view);
+    subscribers.tell(view);
   }
 
   function heard(message) {
@@ -1913,7 +1978,7 @@ export function room(name, { history = 50, user, url } = {}) {
     userId = message.userId ?? userId;
     if (message.status !== status || message.error !== error) {
       ({ status, error } = message);
-      tell(statusWatchers, status, error);
+      statusWatchers.tell(status, error);
     }
     if (!state.joined && wasJoined) giveUpQuestions("The connection was lost.");
     // Whatever was under way may be lost: the hub knows a message by its id and stores it once.
@@ -2046,7 +2111,7 @@ export function room(name, { history = 50, user, url } = {}) {
       status = "closed";
       state = { ...state, joined: false };
       look();
-      tell(statusWatchers, status, error);
+      statusWatchers.tell(status, error);
     },
   };
 }
