@@ -61,6 +61,8 @@ const BACKOFF_BASE_MS = 1_000;
 const BACKOFF_MAX_MS = 30_000;
 // A connection that ends sooner is no success: what ended it may end the next one too.
 const STEADY_MS = 5_000;
+// How often a person who does something makes a page look for the hub at once.
+const LOOK_MS = 1_000;
 // Silence that means a dead connection, in heartbeats; and the wait for an answer that is asked for.
 const HEARTBEATS_MISSED = 2.5;
 const ANSWER_MS = 5_000;
@@ -671,6 +673,8 @@ class Connection {
     this.timer = null;
     this.tries = 0;
     this.upSince = 0;
+    // Before that the hub does not want it back.
+    this.openAt = 0;
     // WebSockets that ended before the hub had said a word.
     this.socketsBlocked = 0;
     this.nextKind = "websocket";
@@ -679,6 +683,12 @@ class Connection {
   /** Somebody wants it now: tries at once, or looks whether the connection still lives. */
   wake() {
     if (this.transport) this.transport.probe();
+    else this.openIn(this.openAt - performance.now());
+  }
+
+  openIn(wait_ms) {
+    clearTimeout(this.timer);
+    if (wait_ms > 0) this.timer = setTimeout(() => this.open(), wait_ms);
     else this.open();
   }
 
@@ -709,7 +719,21 @@ class Connection {
     this.nextKind = isBlocked ? "sse" : "websocket";
     if (tooMany) this.tries = Math.max(this.tries, 3);
     const wait_ms = isBlocked ? 0 : backoff(this.tries++, Math.random());
+    this.openAt = performance.now() + retryAfterMs;
     this.timer = setTimeout(() => this.open(), retryAfterMs + wait_ms);
+  }
+
+  /** For ever: what still comes finds nobody, and nobody is told. */
+  end() {
+    for (const each of [...this.feeds.values(), ...this.rooms.values()]) {
+      each.lost();
+      each.attached.clear();
+    }
+    this.feeds.clear();
+    this.rooms.clear();
+    this.changed = () => {};
+    this.letGo("closed");
+    this.open = () => {};
   }
 
   /** Ends what is connected. The positions stay. */
@@ -1109,7 +1133,8 @@ class EventTransport {
   probe() {
     // The browser would wait for its own next try.
     for (const stream of this.streams) {
-      if (stream.source.readyState === EventSource.CONNECTING) {
+      const isFresh = !stream.isOpen && performance.now() - stream.begun < ANSWER_MS;
+      if (stream.source.readyState === EventSource.CONNECTING && !isFresh) {
         stream.close();
         this.streams.delete(stream);
       }
@@ -1141,6 +1166,7 @@ class EventStream {
     this.feeds = feeds;
     this.snapshot = null;
     this.isLive = false;
+    this.begun = performance.now();
     const url = new URL("stream", transport.connection.base);
     url.search = String(streamQuery(feeds.flatMap((feed) => feed.requests)));
     url.searchParams.set("snapshot", "1");
@@ -1223,15 +1249,19 @@ class Holder {
   }
 
   /** A tab's end of the line: a MessagePort or a BroadcastChannel. */
-  accept(port) {
-    this.seats.add(new Seat(this, port));
+  accept(port, tab = null) {
+    // A tab that calls again has not heard the answer.
+    for (const seat of this.seats) if (tab !== null && seat.tab === tab) seat.leave();
+    this.seats.add(new Seat(this, port, tab));
     this.settle();
   }
 
-  /** A tab that called before and after this holder opened has its seat already. */
-  acceptOnce(channel) {
-    const isSeated = [...this.seats].some((seat) => seat.port.name === channel);
-    if (!isSeated) this.accept(new BroadcastChannel(channel));
+  /** Others are the holder now. */
+  end() {
+    clearTimeout(this.timer);
+    for (const connection of this.connections) connection.end();
+    for (const seat of this.seats) seat.port.close();
+    this.seats.clear();
   }
 
   get connections() {
@@ -1279,9 +1309,10 @@ class Holder {
 }
 
 class Seat {
-  constructor(holder, port) {
+  constructor(holder, port, tab) {
     this.holder = holder;
     this.port = port;
+    this.tab = tab;
     this.attached = new Map(); // handle → {feed or room, …}
     this.isPaused = false;
     this.inFlight = 0;
@@ -1316,7 +1347,7 @@ class Seat {
         this.holder.main.wake();
         this.tellConnection();
         // Granted when the tab that has it is gone, however it went.
-        if (message.lock) navigator.locks.request(message.lock, () => this.leave());
+        if (message.lock) whenFree(message.lock, () => this.leave());
         return;
       case "attach": {
         const feed = this.holder.main.feed(message.requests, message.since);
@@ -1356,6 +1387,8 @@ class Seat {
       case "probe":
         for (const connection of this.holder.connections) connection.wake();
         return this.holder.settle();
+      case "ping":
+        return this.port.postMessage({ op: "pong" });
       case "bye":
         return this.leave();
     }
@@ -1425,6 +1458,7 @@ class Link {
     this.transport = null;
     this.watchers = new Watchers();
     this.tab = newId();
+    this.lookedAt = -Infinity;
     this.hidden = null;
     // Ends with this tab, which tells the holder.
     this.ready = lockForLife(`${WORKER_NAME} tab ${this.tab}`);
@@ -1432,7 +1466,13 @@ class Link {
     document.addEventListener("visibilitychange", () => this.look());
     for (const name of ["online", "offline"])
       addEventListener(name, () => this.post({ op: "probe" }));
-    addEventListener("pagehide", () => this.post({ op: "bye" }));
+    // Somebody is there: "connection lost" is not left standing until the next try.
+    for (const name of ["focus", "pointerdown", "keydown"])
+      addEventListener(name, () => this.hasten(), { capture: true, passive: true });
+    addEventListener("pagehide", () => {
+      this.post({ op: "bye" });
+      this.stop?.();
+    });
     addEventListener("pageshow", (event) => event.persisted && this.share());
     this.look();
   }
@@ -1452,35 +1492,92 @@ class Link {
     }
   }
 
-  /** One of the tabs becomes the holder; when it goes, another one does. */
-  elect() {
-    if (!navigator.locks || typeof BroadcastChannel === "undefined")
-      return this.hold(new Holder(this.base));
+  /**
+   * One of the tabs becomes the holder; when it goes, another one does. `steal`: also where there is
+   * one, which does not answer.
+   */
+  elect(steal = false) {
+    this.stop?.();
+    this.stop = null;
+    if (!navigator.locks || typeof BroadcastChannel === "undefined") return this.holdAlone();
     const name = `${WORKER_NAME} ${this.base}`;
     const hall = new BroadcastChannel(name);
-    const call = () => hall.postMessage({ tab: this.tab });
-    // A tab and its holder have a channel of their own: the hall hears everything.
-    this.use(new BroadcastChannel(`${name} ${this.tab}`));
+    // A tab and its holder have a channel of their own: the hall hears everything. With the next
+    // holder it is another one, which an earlier holder does not hear.
+    const call = () => {
+      const channel = `${name} ${newId()}`;
+      this.use(new BroadcastChannel(channel));
+      hall.postMessage({ channel, tab: this.tab });
+    };
     hall.onmessage = ({ data }) => data.isOpen && call();
     call();
     const over = new AbortController();
+    const watch = this.watchHolder(call);
+    let holder = null;
+    let release = () => {};
     const lead = () => {
-      const holder = new Holder(this.base);
-      hall.onmessage = ({ data }) => data.tab && holder.acceptOnce(`${name} ${data.tab}`);
+      if (over.signal.aborted) return null;
+      clearInterval(watch);
+      holder = new Holder(this.base);
+      hall.onmessage = ({ data }) =>
+        data.tab && holder.accept(new BroadcastChannel(data.channel), data.tab);
       hall.postMessage({ isOpen: true });
       this.hold(holder);
-      return new Promise(() => {});
+      return new Promise((resolve) => (release = resolve));
     };
-    this.stop = () => {
+    const stop = () => {
       over.abort();
+      clearInterval(watch);
       hall.close();
+      holder?.end();
+      release();
     };
-    navigator.locks.request(name, { signal: over.signal }, lead).catch(() => {
+    this.stop = stop;
+    const how = steal ? { steal } : { signal: over.signal };
+    navigator.locks.request(name, how, lead).catch(() => {
       if (over.signal.aborted) return;
+      // It was taken from this tab, which had stood still.
+      if (holder) return this.elect();
       // Refused, where the browser keeps no data for this site.
-      this.stop();
-      this.hold(new Holder(this.base));
+      stop();
+      this.holdAlone();
     });
+  }
+
+  /** A tab may stand still without an end, as on phones: then another one has to be the holder. */
+  watchHolder(call) {
+    let asked = performance.now();
+    this.isAnswered = true;
+    return setInterval(() => {
+      const now = performance.now();
+      // Whoever has stood still themselves have answers that they have not heard yet.
+      const isLate = now - asked > 2 * ANSWER_MS;
+      asked = now;
+      if (document.visibilityState === "hidden") this.isAnswered = true;
+      else if (this.isAnswered || isLate) {
+        this.isAnswered = false;
+        if (this.isWelcome) this.post({ op: "ping" });
+        else call();
+      } else {
+        this.lose();
+        this.elect(true);
+      }
+    }, ANSWER_MS * (0.75 + Math.random() / 2));
+  }
+
+  /** Nothing comes any more, and nobody says so. */
+  lose() {
+    if (this.status !== "live") return;
+    const news = { status: "reconnecting", error: null };
+    this.take({ op: "connection", transport: null, ...news });
+    const frame = { type: "status", joined: false };
+    for (const { heard } of this.attached.values()) heard({ op: "status", frame, ...news });
+  }
+
+  holdAlone() {
+    const holder = new Holder(this.base);
+    this.stop = () => holder.end();
+    this.hold(holder);
   }
 
   hold(holder) {
@@ -1500,14 +1597,23 @@ class Link {
     if (this.isWelcome) this.port.postMessage(message);
   }
 
+  /** The hub may well be back: somebody is there, or it has answered a request of the page. */
+  hasten() {
+    const now = performance.now();
+    if (this.status === "live" || this.status === "closed" || now - this.lookedAt < LOOK_MS) return;
+    this.lookedAt = now;
+    this.post({ op: "probe" });
+  }
+
   async take(message) {
+    this.isAnswered = true;
     if (message.op === "welcome") {
       const { port } = this;
       const lock = await this.ready;
       if (port !== this.port) return;
       if (message.lock) {
         // Granted when the worker has died: its port says nothing.
-        navigator.locks.request(message.lock, () => port === this.port && this.share());
+        whenFree(message.lock, () => port === this.port && this.share());
       }
       // A holder that is new, perhaps after another one that is gone: everything is said again.
       this.isWelcome = true;
@@ -1537,6 +1643,7 @@ class Link {
     if (this.isWelcome) this.post({ ...hello(), handle });
     return {
       say: (frame) => this.post({ op: "say", handle, frame }),
+      hasten: () => this.hasten(),
       detach: () => {
         this.attached.delete(handle);
         this.post({ op: "detach", handle });
@@ -1558,6 +1665,12 @@ class Link {
     this.isPaused = true;
     this.post({ op: "pause" });
   }
+}
+
+/** Calls `run` when whoever has the lock is gone. */
+function whenFree(lock, run) {
+  // Refused, where the browser keeps no data for this site: then a tab's end is not noticed.
+  navigator.locks.request(lock, run).catch(() => {});
 }
 
 /** Takes a lock and keeps it. Resolves to its name, or to null where there are no locks. */
@@ -1795,7 +1908,7 @@ function follow(requests, tables, read, { url, since, loaded = false }) {
       become("closed", null);
     },
   };
-  return { store, show };
+  return { store, show, hasten: () => line?.hasten() };
 }
 
 /**
@@ -1846,7 +1959,7 @@ export function collection({ table: name, key, initialData, since, url, ...narro
   const table = new Table(key, initialData);
   const requests = [requestOf(name, narrowing)];
   const loaded = initialData !== undefined;
-  const { store, show } = follow(requests, [table], () => table.data, { url, since, loaded });
+  const { store, show, hasten } = follow(requests, [table], () => table.data, { url, since, loaded });
   const waits = new Set();
   let isClosed = false;
 
@@ -1878,6 +1991,7 @@ export function collection({ table: name, key, initialData, since, url, ...narro
     show();
     try {
       const answer = await send();
+      hasten();
       // For an edit that changes nothing no change may come.
       table.confirmAll(write.edits);
       show();
