@@ -711,8 +711,6 @@ class Connection {
   down(transport, { heard, retryAfterMs = 0, tooMany = false, lasting = null }) {
     if (transport !== this.transport) return;
     if (lasting !== null) return this.letGo("closed", lasting);
-    const isSteady = this.status === "live" && performance.now() - this.upSince >= STEADY_MS;
-    if (isSteady) this.tries = 0;
     this.letGo(this.status === "connecting" ? "connecting" : "reconnecting");
     if (transport.kind === "websocket") this.socketsBlocked = heard ? 0 : this.socketsBlocked + 1;
     const isBlocked = transport.kind === "websocket" && this.socketsBlocked >= 2;
@@ -746,6 +744,9 @@ class Connection {
   }
 
   become(status, error = null) {
+    if (this.status === "live" && status !== "live") {
+      if (performance.now() - this.upSince >= STEADY_MS) this.tries = 0;
+    }
     this.status = status;
     this.error = error;
     for (const feed of this.feeds.values()) feed.deliver();
@@ -1458,6 +1459,8 @@ class Link {
     this.transport = null;
     this.watchers = new Watchers();
     this.tab = newId();
+    // Ends what this tab has to do with other tabs, where they elect a holder.
+    this.stop = null;
     this.lookedAt = -Infinity;
     this.hidden = null;
     // Ends with this tab, which tells the holder.
@@ -1931,7 +1934,7 @@ export function collections(tables, { url } = {}) {
     requestOf(table, { where, columns }),
   );
   const read = () =>
-    /** @type {Record<T, Row[]>} */ (
+    /** @type {Record<T, readonly Row[]>} */ (
       Object.fromEntries(wanted.map(([table], place) => [table, held[place].data]))
     );
   return follow(requests, held, read, { url }).store;
@@ -2196,7 +2199,7 @@ export function room(name, { history = 50, user, url } = {}) {
       return error;
     },
     /**
-     * @param {(room: {messages: Message[], members: string[], typing: string[],
+     * @param {(room: {messages: readonly Message[], members: string[], typing: string[],
      *   joined: boolean, more: boolean}) => void} run called now and on every move
      */
     subscribe(run) {
