@@ -6,6 +6,7 @@ import contextlib
 import re
 import socket
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,12 +83,18 @@ class Relay:
             for end in stream.sockets:
                 _shut(end)
 
+    def cut_last(self, is_it: Callable[[str], bool]) -> None:
+        """Breaks the last stream with such a request."""
+        stream = next(each for each in reversed(self.streams) if is_it(each.request))
+        for end in stream.sockets:
+            _shut(end)
+
+    def let_websockets_through(self) -> None:
+        self._websockets = True
+
     def answer_next_stream(self, answer: bytes) -> None:
         """In the place of the hub, which is not asked."""
         self._answer = answer
-
-    def let_sockets_through(self) -> None:
-        self._websockets = True
 
     def answer_all(self, answer: bytes | None) -> None:
         """Every request, in the place of the hub, until it is told None."""

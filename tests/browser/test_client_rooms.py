@@ -16,7 +16,7 @@ from tests.harness import HubProcess, make_database, run_sql, wait_for
 
 pytestmark = pytest.mark.needs("chromium")
 
-_ROOM = """([name, options]) => {
+ROOM = """([name, options]) => {
   const kept = lib.room("lobby", options);
   const told = { room: kept, states: [], statuses: [] };
   window[name] = told;
@@ -37,7 +37,7 @@ def chat(tmp_path: Path) -> Iterator[HubProcess]:
 
 
 def join(page: Page, user: str | None = None, name: str = "lobby", **options: Any) -> None:
-    page.evaluate(_ROOM, [name, {**options, **({"user": user} if user else {})}])
+    page.evaluate(ROOM, [name, {**options, **({"user": user} if user else {})}])
     wait_joined(page, name)
 
 
@@ -247,7 +247,7 @@ def test_typing_is_told_and_forgotten(chat: HubProcess, windows: Windows) -> Non
 
 def test_a_hub_without_rooms_says_so(hub: HubProcess, windows: Windows) -> None:
     page = library(windows, hub.url)
-    page.evaluate(_ROOM, ["lobby", {}])
+    page.evaluate(ROOM, ["lobby", {}])
     page.wait_for_function("() => lobby.room.status === 'closed'")
     assert "messages" in page.evaluate("lobby.room.error")
     assert "messages" in page.evaluate("() => lobby.room.send('hi').catch((error) => error.message)")
@@ -257,6 +257,6 @@ def test_without_websockets_a_room_says_so(chat: HubProcess, windows: Windows) -
     with Relay(chat.port, websockets=False) as relay:
         windows.network_errors_expected = True
         page = library(windows, relay.url)
-        page.evaluate(_ROOM, ["lobby", {}])
+        page.evaluate(ROOM, ["lobby", {}])
         page.wait_for_function("() => lobby.room.status === 'closed'")
         assert "WebSocket" in page.evaluate("lobby.room.error")

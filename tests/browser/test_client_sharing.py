@@ -11,6 +11,7 @@ import pytest
 from playwright.sync_api import Error, Page
 
 from tests.browser.client_page import (
+    WITHOUT,
     begin,
     collect,
     insert,
@@ -201,8 +202,11 @@ def test_a_frozen_tab_is_not_sent_more_than_it_can_hold(hub: HubProcess, windows
     page.wait_for_function("() => todos.store.data.at(-1).title === 'z'")
 
 
-def test_a_tab_that_comes_back_from_the_page_cache_is_live(hub: HubProcess, windows: Windows) -> None:
-    (page,) = tabs(windows, hub.url, 1)
+@pytest.mark.parametrize("without", list(WITHOUT))
+def test_a_tab_that_comes_back_from_the_page_cache_is_live(
+    hub: HubProcess, windows: Windows, without: str
+) -> None:
+    (page,) = tabs(windows, hub.url, 1, without=without)
     page.evaluate("dispatchEvent(new PageTransitionEvent('pagehide', { persisted: true }))")
     wait_for_streams(hub, {})
     page.evaluate("dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true }))")
@@ -252,3 +256,42 @@ def test_a_hub_under_a_prefix(database: Path, windows: Windows) -> None:
         finally:
             process.terminate()
             process.communicate()
+
+
+def test_a_holder_that_stands_still_is_replaced(hub: HubProcess, windows: Windows) -> None:
+    first, second = tabs(windows, hub.url, 2, without="locks")
+    third = tab(first.context, hub.url)
+    devtools = first.context.new_cdp_session(first)
+    devtools.send("Page.setWebLifecycleState", {"state": "frozen"})
+    insert(hub.database, "a")
+    begin(third)
+    for page in (second, third):
+        wait_for_titles(page, ["a"])
+        wait_live(page)
+    assert "reconnecting" in told(second, "statuses")
+    devtools.send("Page.setWebLifecycleState", {"state": "active"})
+    wait_for_streams(hub, {"ws": 1})
+    insert(hub.database, "b")
+    for page in (first, second, third):
+        wait_for_titles(page, ["a", "b"])
+        wait_live(page)
+
+
+@pytest.mark.parametrize("how", ["a key", "an answer"])
+def test_somebody_who_is_there_brings_the_connection_back(
+    hub: HubProcess, windows: Windows, how: str
+) -> None:
+    windows.network_errors_expected = True
+    page = library(windows, hub.url, without="alone")
+    collect(page)
+    # By itself it never tries again.
+    page.evaluate("() => { window.setTimeout = () => 0; }")
+    hub.kill()
+    page.wait_for_function("() => todos.store.status === 'reconnecting'")
+    hub.start()
+    insert(hub.database, "a")
+    if how == "a key":
+        page.keyboard.press("Shift")
+    else:
+        page.evaluate("() => todos.store.optimistic([], () => Promise.resolve())")
+    wait_for_titles(page, ["a"])

@@ -59,8 +59,10 @@ const EDIT_LINGERS_MS = 5_000;
 const TRANSACTION_WAIT_MS = 100;
 const BACKOFF_BASE_MS = 1_000;
 const BACKOFF_MAX_MS = 30_000;
-// A connection that ends sooner is tried again after a longer wait than the one before.
+// A connection that ends sooner is no success: what ended it may end the next one too.
 const STEADY_MS = 5_000;
+// How often a person who does something makes a page look for the hub at once.
+const LOOK_MS = 1_000;
 // Silence that means a dead connection, in heartbeats; and the wait for an answer that is asked for.
 const HEARTBEATS_MISSED = 2.5;
 const ANSWER_MS = 5_000;
@@ -68,7 +70,7 @@ const ANSWER_MS = 5_000;
 const FIRST_HEARTBEAT_S = 4;
 // The hub takes no more filters in one request.
 const FILTERS_MAX = 20;
-// The hub's own bounds; whatever is longer could cost the whole connection.
+// The hub's own bounds, in characters; a longer message could cost the whole connection.
 const USER_CHARS_MAX = 64;
 const ROOM_CHARS_MAX = 128;
 const CONTENT_CHARS_MAX = 16_384;
@@ -89,12 +91,13 @@ const lower = (name) => name.replace(/[A-Z]+/g, (letters) => letters.toLowerCase
 const lsnOf = (position) => Number(position.slice(position.lastIndexOf(":") + 1));
 const epochOf = (position) => position.slice(0, position.lastIndexOf(":"));
 
-/** JSON in which a BigInt is as on the wire. */
-const json = (value) =>
-  JSON.stringify(value, (_, each) => {
+/** JSON with values as they are on the wire; a page may have a BigInt. */
+function json(value) {
+  return JSON.stringify(value, (_, each) => {
     if (typeof each !== "bigint") return each;
     return Number.isSafeInteger(Number(each)) ? Number(each) : { $int: String(each) };
   });
+}
 
 /** Whether two values are the same to SQLite, where booleans are 1 and 0. */
 function same(a, b) {
@@ -114,8 +117,8 @@ export function filtersOf(where) {
   return Object.entries(where)
     .map(([column, value]) => {
       const literal = typeof value === "boolean" ? Number(value) : (value?.$int ?? value);
-      if (literal === undefined || (literal !== null && typeof literal === "object"))
-        throw new TypeError(`where: ${column} is neither text, number, boolean nor null`);
+      if (literal === undefined || (typeof literal === "object" && literal !== null))
+        throw new TypeError(`where: ${column} has to be a text, a number, a boolean or null`);
       return `${quoted(column)}=${literal === null ? "is.null" : `eq.${quoted(literal)}`}`;
     })
     .sort();
@@ -144,11 +147,13 @@ export function backoff(tries, random) {
 
 // Rows. `keyOf(row, change)` gives the text under which a row is held.
 
-/** @param {Key} key */
-export function keyText(key) {
+/** @param {Key} key @param {string[] | null} [columns] in which order those of an object are read */
+export function keyText(key, columns = null) {
   // {"$int": …} and its like are values and no keys of several columns.
   const isValue = typeof key !== "object" || key === null || Object.keys(key)[0]?.startsWith("$");
-  return json(isValue ? [key] : Object.values(key));
+  if (isValue) return json([key]);
+  if (columns === null || Array.isArray(key)) return json(Object.values(key));
+  return json(columns.map((column) => key[column]));
 }
 
 /** @param {string | string[] | ((row: Row, change?: Change) => string) | undefined} key */
@@ -156,7 +161,13 @@ export function keyReader(key) {
   if (typeof key === "function") return (row, change) => keyText(key(row, change));
   if (key === undefined) return (row, change) => keyText(change.key);
   const columns = [key].flat();
-  return (row, change) => keyText(columns.map((c) => row[c] ?? change?.key[c] ?? null));
+  const valueOf = (column, row, change) => {
+    const value = row[column] ?? change?.key[column];
+    if (value === undefined && !(column in row))
+      throw new TypeError(`The key ${quoted(column)} is none of the columns.`);
+    return value ?? null;
+  };
+  return (row, change) => keyText(columns.map((column) => valueOf(column, row, change)));
 }
 
 /** Applies a change to `rows` and returns the keys that it touches. */
@@ -169,30 +180,21 @@ export function fold(rows, change, keyOf) {
   return before === key ? [key] : [before, key];
 }
 
-/** Rows as a snapshot has them; a row that is as it was stays the same object. */
-export function refill(rows, snapshot, keyOf) {
+/**
+ * Rows as a snapshot has them; a row that is as it was stays the same object. `attempt` runs what
+ * is done with one row.
+ */
+export function refill(rows, snapshot, keyOf, attempt = (run) => run()) {
   const filled = new Map();
-  attempt(snapshot, (change) => {
-    const key = keyOf(change.newValue, change);
-    const before = rows.get(key);
-    filled.set(key, before && same(before, change.newValue) ? before : change.newValue);
-  });
+  for (const change of snapshot) {
+    attempt(() => {
+      const key = keyOf(change.newValue, change);
+      const before = rows.get(key);
+      filled.set(key, before && same(before, change.newValue) ? before : change.newValue);
+    });
+  }
   return filled;
 }
-
-/** Does something for each of them, also after it has thrown for one, say in a page's own function. */
-function attempt(each, run) {
-  for (const one of each) {
-    try {
-      run(one);
-    } catch (error) {
-      report(error);
-    }
-  }
-}
-
-/** As an uncaught error; a server has no such function. */
-const report = (error) => (globalThis.reportError ?? console.error)(error);
 
 // Optimistic edits. A write is `{edits}`, and each edit lies over the rows until it is confirmed.
 
@@ -266,6 +268,8 @@ export function foldRoom(room, frame) {
     case "history": {
       const older = frame.messages.map(messageOf);
       if (frame.id === ANEW) return { ...room, messages: older, more: frame.more };
+      // It was asked for by somebody who has more or fewer: here it would leave a hole.
+      if (!frame.id?.startsWith(olderName(room.messages))) return room;
       const known = new Set(room.messages.map((message) => message.messageId));
       const unknown = older.filter((message) => !known.has(message.messageId));
       return { ...room, messages: [...unknown, ...room.messages], more: frame.more };
@@ -276,6 +280,9 @@ export function foldRoom(room, frame) {
 
 // The id of a request for history that replaces what is held.
 const ANEW = "anew";
+
+/** How ids of requests begin for what is older than these messages. */
+const olderName = ([oldest]) => nameOf(oldest?.messageId ?? "");
 
 const messageOf = ({ messageId, userId, content, timestamp, lsn }) => ({
   messageId,
@@ -294,6 +301,12 @@ function placed(messages, message) {
 }
 
 // Feeds and rooms, at the holder.
+
+/** Runs `run` after a while, if it is still wanted then. Returns what calls it off. */
+function later(wait_ms, isWanted, run) {
+  const timer = setTimeout(() => isWanted() && run(), wait_ms);
+  return () => clearTimeout(timer);
+}
 
 /** Runs `run` in a task of its own; timers would be slowed down in hidden tabs. */
 const soon = (() => {
@@ -510,15 +523,12 @@ class Room {
     this.begin();
   }
 
-  /** Forgets what it has: it is asked for anew when the room is joined again. */
   begin() {
     this.state = EMPTY_ROOM;
     this.position = null;
     this.historyDue = 0;
-    // Whether a history is awaited that replaces what is held.
+    // Whether what is held is of another history than the hub's, which is under way.
     this.isBroken = false;
-    // Whether older messages were let go, so that what precedes the oldest is not next to it.
-    this.isCut = false;
   }
 
   get status() {
@@ -551,6 +561,7 @@ class Room {
       type: "history",
       room: this.name,
       limit: missing,
+      id: olderName(messages),
       ...beforeOf(messages[0]),
     });
   }
@@ -567,20 +578,18 @@ class Room {
     }
     if (frame.type === "heartbeat" || frame.type === "caught-up") return;
     if (frame.type === "error" && frame.id === `join ${this.name}`) {
-      const isMine = () => this.connection.rooms.get(this.name) === this;
-      if (!PASSING.has(frame.code)) this.error = frame.message;
-      else setTimeout(() => isMine() && this.join(), frame.retryAfterMs ?? BACKOFF_BASE_MS);
+      if (PASSING.has(frame.code)) this.askAgain(frame, () => this.join());
+      else this.error = frame.message;
       return this.tellStatus();
     }
     if (frame.type === "reset") {
       this.isBroken = true;
-      this.connection.say({ type: "history", room: this.name, limit: 50, id: ANEW });
-      return;
+      return this.askAnew();
     }
+    if (frame.type === "error" && frame.id === ANEW && PASSING.has(frame.code))
+      return this.askAgain(frame, () => this.isBroken && this.askAnew());
     if (frame.type === "joined") this.error = null;
     if (frame.id === ANEW) this.isBroken = false;
-    // It goes on from what a tab has, and here that was let go.
-    if (frame.type === "history" && frame.id !== ANEW && this.isCut) return this.tell(frame);
     this.state = foldRoom(this.state, frame);
     if (frame.type === "joined" && isFirst) {
       this.historyDue = frame.history;
@@ -588,7 +597,6 @@ class Room {
     }
     const excess = this.state.messages.length - ROOM_MESSAGES_MAX;
     if (excess > 0 && frame.type !== "history") {
-      this.isCut = true;
       this.state = { ...this.state, messages: this.state.messages.slice(excess), more: true };
     }
     // History is shown as a whole.
@@ -598,8 +606,17 @@ class Room {
     else this.tell(frame);
   }
 
+  askAnew() {
+    this.connection.say({ type: "history", room: this.name, limit: 50, id: ANEW });
+  }
+
+  askAgain({ retryAfterMs }, ask) {
+    const { connection, name } = this;
+    later(retryAfterMs ?? BACKOFF_BASE_MS, () => connection.rooms.get(name) === this, ask);
+  }
+
   lost() {
-    // A first history that was cut, or one that was to replace what is held, is asked for again.
+    // A position promises all messages before it.
     if (this.historyDue > 0 || this.isBroken) this.begin();
     this.state = { ...this.state, joined: false };
   }
@@ -655,7 +672,9 @@ class Connection {
     this.transport = null;
     this.timer = null;
     this.tries = 0;
-    this.since = 0;
+    this.upSince = 0;
+    // Before that the hub does not want it back.
+    this.openAt = 0;
     // WebSockets that ended before the hub had said a word.
     this.socketsBlocked = 0;
     this.nextKind = "websocket";
@@ -664,6 +683,12 @@ class Connection {
   /** Somebody wants it now: tries at once, or looks whether the connection still lives. */
   wake() {
     if (this.transport) this.transport.probe();
+    else this.openIn(this.openAt - performance.now());
+  }
+
+  openIn(wait_ms) {
+    clearTimeout(this.timer);
+    if (wait_ms > 0) this.timer = setTimeout(() => this.open(), wait_ms);
     else this.open();
   }
 
@@ -675,7 +700,7 @@ class Connection {
   }
 
   up() {
-    if (this.status !== "live") this.since = performance.now();
+    if (this.status !== "live") this.upSince = performance.now();
     this.become("live");
   }
 
@@ -686,14 +711,27 @@ class Connection {
   down(transport, { heard, retryAfterMs = 0, tooMany = false, lasting = null }) {
     if (transport !== this.transport) return;
     if (lasting !== null) return this.letGo("closed", lasting);
-    if (this.status === "live" && performance.now() - this.since > STEADY_MS) this.tries = 0;
     this.letGo(this.status === "connecting" ? "connecting" : "reconnecting");
     if (transport.kind === "websocket") this.socketsBlocked = heard ? 0 : this.socketsBlocked + 1;
     const isBlocked = transport.kind === "websocket" && this.socketsBlocked >= 2;
     this.nextKind = isBlocked ? "sse" : "websocket";
     if (tooMany) this.tries = Math.max(this.tries, 3);
     const wait_ms = isBlocked ? 0 : backoff(this.tries++, Math.random());
+    this.openAt = performance.now() + retryAfterMs;
     this.timer = setTimeout(() => this.open(), retryAfterMs + wait_ms);
+  }
+
+  /** For ever: what still comes finds nobody, and nobody is told. */
+  end() {
+    for (const each of [...this.feeds.values(), ...this.rooms.values()]) {
+      each.lost();
+      each.attached.clear();
+    }
+    this.feeds.clear();
+    this.rooms.clear();
+    this.changed = () => {};
+    this.letGo("closed");
+    this.open = () => {};
   }
 
   /** Ends what is connected. The positions stay. */
@@ -706,6 +744,9 @@ class Connection {
   }
 
   become(status, error = null) {
+    if (this.status === "live" && status !== "live") {
+      if (performance.now() - this.upSince >= STEADY_MS) this.tries = 0;
+    }
     this.status = status;
     this.error = error;
     for (const feed of this.feeds.values()) feed.deliver();
@@ -849,7 +890,7 @@ class SocketTransport {
       snapshot: true,
       since: feed.since ?? undefined,
     };
-    // The hub would end the whole connection.
+    // The hub would end the connection of all tabs.
     if (new TextEncoder().encode(JSON.stringify(request)).length > REQUEST_BYTES_MAX)
       return feed.refuse("This asks for too much at once: its filters are too long.");
     this.awaited.set(feed.sub, id);
@@ -913,12 +954,11 @@ class SocketTransport {
   connectLater(feed, retryAfterMs) {
     feed.lost();
     feed.deliver();
-    setTimeout(
-      () => {
-        const { feeds, transport } = this.connection;
-        if (feeds.get(feed.sub) === feed && transport === this) this.connect(feed);
-      },
+    const { connection } = this;
+    later(
       (retryAfterMs ?? 0) + backoff(0, Math.random()),
+      () => connection.feeds.get(feed.sub) === feed && connection.transport === this,
+      () => this.connect(feed),
     );
   }
 }
@@ -986,7 +1026,7 @@ class EventTransport {
     this.isClosed = false;
     this.socket = null;
     this.socketTries = 0;
-    this.socketTimer = null;
+    this.callOff = () => {};
     // Whether a socket failed while the hub was there.
     this.isBlocked = false;
     this.arrangeSoon();
@@ -1037,7 +1077,9 @@ class EventTransport {
   async ask() {
     try {
       const answer = await fetch(new URL("status", this.connection.base));
-      if (!answer.ok) throw new Error("a proxy's answer");
+      const lasting = await refusalOf(answer);
+      if (lasting !== null) return this.connection.down(this, { heard: true, lasting });
+      if (!answer.ok) throw new Error("It was a proxy that answered.");
     } catch {
       this.connection.down(this, { heard: false });
       return;
@@ -1054,17 +1096,20 @@ class EventTransport {
     this.socket.onmessage = () => this.connection.moveUp();
     this.socket.onclose = () => {
       this.isBlocked = true;
-      this.socketTimer = setTimeout(
+      // What blocks them may end: a laptop is carried into another network.
+      const wait_ms = BACKOFF_BASE_MS + backoff(this.socketTries++, Math.random());
+      this.callOff = later(
+        wait_ms,
+        () => !this.isClosed,
         () => this.trySocketAnew(),
-        BACKOFF_BASE_MS + backoff(this.socketTries++, Math.random()),
       );
       for (const room of this.connection.rooms.values()) room.tellStatus();
     };
   }
 
   trySocketAnew() {
-    clearTimeout(this.socketTimer);
     if (this.socket?.readyState === WebSocket.CONNECTING) return;
+    this.callOff();
     this.socket = null;
     this.trySocket();
   }
@@ -1075,13 +1120,9 @@ class EventTransport {
       const url = new URL("changes", this.connection.base);
       url.search = String(streamQuery(feed.requests));
       url.searchParams.set("since", "now");
-      const answer = await fetch(url);
-      if (answer.status < 400 || answer.status >= 500 || answer.status === 429) return false;
-      const { detail, title, code } = await answer.json();
-      // Not the hub's word: a proxy's.
-      if (!code) return false;
-      feed.refuse(detail ?? title);
-      return true;
+      const refusal = await refusalOf(await fetch(url));
+      if (refusal !== null) feed.refuse(refusal);
+      return refusal !== null;
     });
     // A request or a body that can't be had is a lost connection too.
     const refused = await Promise.all(answers).catch(() => []);
@@ -1093,7 +1134,8 @@ class EventTransport {
   probe() {
     // The browser would wait for its own next try.
     for (const stream of this.streams) {
-      if (stream.source.readyState === EventSource.CONNECTING) {
+      const isFresh = !stream.isOpen && performance.now() - stream.begun < ANSWER_MS;
+      if (stream.source.readyState === EventSource.CONNECTING && !isFresh) {
         stream.close();
         this.streams.delete(stream);
       }
@@ -1104,11 +1146,18 @@ class EventTransport {
 
   close() {
     this.isClosed = true;
-    clearTimeout(this.socketTimer);
+    this.callOff();
     if (this.socket) this.socket.onmessage = this.socket.onclose = null;
     this.socket?.close();
     for (const stream of this.streams) stream.close();
   }
+}
+
+/** The hub's lasting refusal in an answer. A proxy has such answers too, but not with a code in it. */
+async function refusalOf(answer) {
+  if (answer.status < 400 || answer.status >= 500 || answer.status === 429) return null;
+  const { code, detail, title } = await answer.json();
+  return code ? (detail ?? title) : null;
 }
 
 class EventStream {
@@ -1117,6 +1166,8 @@ class EventStream {
     this.transport = transport;
     this.feeds = feeds;
     this.snapshot = null;
+    this.isLive = false;
+    this.begun = performance.now();
     const url = new URL("stream", transport.connection.base);
     url.search = String(streamQuery(feeds.flatMap((feed) => feed.requests)));
     url.searchParams.set("snapshot", "1");
@@ -1168,9 +1219,9 @@ class EventStream {
     const { connection } = this.transport;
     if (this.isOpen && this.source.readyState === EventSource.CONNECTING) {
       // The browser tries again by itself, with the last id that it has seen.
-      const others = [...this.transport.streams].some((each) => each.isLive);
-      if (others) for (const feed of this.feeds) feed.deliver();
-      else connection.become("reconnecting");
+      const isLost = ![...this.transport.streams].some((stream) => stream.isLive);
+      if (isLost) connection.become("reconnecting");
+      else for (const feed of this.feeds) feed.deliver();
       return;
     }
     this.close();
@@ -1199,15 +1250,19 @@ class Holder {
   }
 
   /** A tab's end of the line: a MessagePort or a BroadcastChannel. */
-  accept(port) {
-    this.seats.add(new Seat(this, port));
+  accept(port, tab = null) {
+    // A tab that calls again has not heard the answer.
+    for (const seat of this.seats) if (tab !== null && seat.tab === tab) seat.leave();
+    this.seats.add(new Seat(this, port, tab));
     this.settle();
   }
 
-  /** A tab that called before and after this holder opened has its seat already. */
-  acceptOnce(channel) {
-    const isSeated = [...this.seats].some((seat) => seat.port.name === channel);
-    if (!isSeated) this.accept(new BroadcastChannel(channel));
+  /** Others are the holder now. */
+  end() {
+    clearTimeout(this.timer);
+    for (const connection of this.connections) connection.end();
+    for (const seat of this.seats) seat.port.close();
+    this.seats.clear();
   }
 
   get connections() {
@@ -1255,9 +1310,10 @@ class Holder {
 }
 
 class Seat {
-  constructor(holder, port) {
+  constructor(holder, port, tab) {
     this.holder = holder;
     this.port = port;
+    this.tab = tab;
     this.attached = new Map(); // handle → {feed or room, …}
     this.isPaused = false;
     this.inFlight = 0;
@@ -1292,7 +1348,7 @@ class Seat {
         this.holder.main.wake();
         this.tellConnection();
         // Granted when the tab that has it is gone, however it went.
-        if (message.lock) navigator.locks.request(message.lock, () => this.leave());
+        if (message.lock) whenFree(message.lock, () => this.leave());
         return;
       case "attach": {
         const feed = this.holder.main.feed(message.requests, message.since);
@@ -1332,6 +1388,8 @@ class Seat {
       case "probe":
         for (const connection of this.holder.connections) connection.wake();
         return this.holder.settle();
+      case "ping":
+        return this.port.postMessage({ op: "pong" });
       case "bye":
         return this.leave();
     }
@@ -1365,7 +1423,7 @@ class Seat {
     if (!this.holder.seats.delete(this)) return;
     for (const handle of [...this.attached.keys()]) {
       const room = this.detach(handle);
-      if (room) setTimeout(() => this.leaveRoom(room), RELOAD_MS);
+      if (room) later(RELOAD_MS, () => !room.attached.size, () => this.leaveRoom(room));
     }
     this.port.onmessage = null;
     this.port.close();
@@ -1399,20 +1457,25 @@ class Link {
     this.status = "connecting";
     this.error = null;
     this.transport = null;
-    this.watchers = new Set();
+    this.watchers = new Watchers();
     this.tab = newId();
+    // Ends what this tab has to do with other tabs, where they elect a holder.
+    this.stop = null;
+    this.lookedAt = -Infinity;
     this.hidden = null;
-    this.probed = -Infinity;
     // Ends with this tab, which tells the holder.
     this.ready = lockForLife(`${WORKER_NAME} tab ${this.tab}`);
     this.share();
     document.addEventListener("visibilitychange", () => this.look());
     for (const name of ["online", "offline"])
       addEventListener(name, () => this.post({ op: "probe" }));
-    // Somebody looks at the page, or uses it: no time to wait for the next try.
+    // Somebody is there: "connection lost" is not left standing until the next try.
     for (const name of ["focus", "pointerdown", "keydown"])
-      addEventListener(name, () => this.probe(), { capture: true, passive: true });
-    addEventListener("pagehide", () => this.post({ op: "bye" }));
+      addEventListener(name, () => this.hasten(), { capture: true, passive: true });
+    addEventListener("pagehide", () => {
+      this.post({ op: "bye" });
+      this.stop?.();
+    });
     addEventListener("pageshow", (event) => event.persisted && this.share());
     this.look();
   }
@@ -1432,32 +1495,92 @@ class Link {
     }
   }
 
-  /** One of the tabs becomes the holder; when it goes, another one does. */
-  elect() {
-    if (!navigator.locks || typeof BroadcastChannel === "undefined")
-      return this.hold(new Holder(this.base));
+  /**
+   * One of the tabs becomes the holder; when it goes, another one does. `steal`: also where there is
+   * one, which does not answer.
+   */
+  elect(steal = false) {
+    this.stop?.();
+    this.stop = null;
+    if (!navigator.locks || typeof BroadcastChannel === "undefined") return this.holdAlone();
     const name = `${WORKER_NAME} ${this.base}`;
     const hall = new BroadcastChannel(name);
-    const call = () => hall.postMessage({ tab: this.tab });
-    // A tab and its holder have a channel of their own: the hall hears everything.
-    this.use(new BroadcastChannel(`${name} ${this.tab}`));
+    // A tab and its holder have a channel of their own: the hall hears everything. With the next
+    // holder it is another one, which an earlier holder does not hear.
+    const call = () => {
+      const channel = `${name} ${newId()}`;
+      this.use(new BroadcastChannel(channel));
+      hall.postMessage({ channel, tab: this.tab });
+    };
     hall.onmessage = ({ data }) => data.isOpen && call();
     call();
     const over = new AbortController();
+    const watch = this.watchHolder(call);
+    let holder = null;
+    let release = () => {};
     const lead = () => {
-      const holder = new Holder(this.base);
-      hall.onmessage = ({ data }) => data.tab && holder.acceptOnce(`${name} ${data.tab}`);
+      if (over.signal.aborted) return null;
+      clearInterval(watch);
+      holder = new Holder(this.base);
+      hall.onmessage = ({ data }) =>
+        data.tab && holder.accept(new BroadcastChannel(data.channel), data.tab);
       hall.postMessage({ isOpen: true });
       this.hold(holder);
-      return new Promise(() => {});
+      return new Promise((resolve) => (release = resolve));
     };
-    navigator.locks.request(name, { signal: over.signal }, lead).catch((error) => {
-      if (error.name !== "AbortError") this.hold(new Holder(this.base));
-    });
-    this.stop = () => {
+    const stop = () => {
       over.abort();
+      clearInterval(watch);
       hall.close();
+      holder?.end();
+      release();
     };
+    this.stop = stop;
+    const how = steal ? { steal } : { signal: over.signal };
+    navigator.locks.request(name, how, lead).catch(() => {
+      if (over.signal.aborted) return;
+      // It was taken from this tab, which had stood still.
+      if (holder) return this.elect();
+      // Refused, where the browser keeps no data for this site.
+      stop();
+      this.holdAlone();
+    });
+  }
+
+  /** A tab may stand still without an end, as on phones: then another one has to be the holder. */
+  watchHolder(call) {
+    let asked = performance.now();
+    this.isAnswered = true;
+    return setInterval(() => {
+      const now = performance.now();
+      // Whoever has stood still themselves have answers that they have not heard yet.
+      const isLate = now - asked > 2 * ANSWER_MS;
+      asked = now;
+      if (document.visibilityState === "hidden") this.isAnswered = true;
+      else if (this.isAnswered || isLate) {
+        this.isAnswered = false;
+        if (this.isWelcome) this.post({ op: "ping" });
+        else call();
+      } else {
+        this.lose();
+        this.elect(true);
+      }
+    }, ANSWER_MS * (0.75 + Math.random() / 2));
+  }
+
+  /** Nothing comes any more, and nobody says so. */
+  lose() {
+    if (this.status !== "live") return;
+    const news = { status: "reconnecting", error: null };
+    this.take({ op: "connection", transport: null, ...news });
+    const frame = { type: "status", joined: false };
+    for (const { heard } of this.attached.values()) heard({ op: "status", frame, ...news });
+  }
+
+  holdAlone() {
+    const holder = new Holder(this.base);
+    this.stop = () => holder.end();
+    this.hold(holder);
   }
 
   hold(holder) {
@@ -1477,14 +1600,23 @@ class Link {
     if (this.isWelcome) this.port.postMessage(message);
   }
 
+  /** The hub may well be back: somebody is there, or it has answered a request of the page. */
+  hasten() {
+    const now = performance.now();
+    if (this.status === "live" || this.status === "closed" || now - this.lookedAt < LOOK_MS) return;
+    this.lookedAt = now;
+    this.post({ op: "probe" });
+  }
+
   async take(message) {
+    this.isAnswered = true;
     if (message.op === "welcome") {
       const { port } = this;
       const lock = await this.ready;
       if (port !== this.port) return;
       if (message.lock) {
         // Granted when the worker has died: its port says nothing.
-        navigator.locks.request(message.lock, () => port === this.port && this.share());
+        whenFree(message.lock, () => port === this.port && this.share());
       }
       // A holder that is new, perhaps after another one that is gone: everything is said again.
       this.isWelcome = true;
@@ -1497,7 +1629,7 @@ class Link {
       const { status, error, transport } = message;
       const isNew = status !== this.status || error !== this.error;
       Object.assign(this, { status, error, transport });
-      if (isNew) tell(this.watchers, status, error);
+      if (isNew) this.watchers.tell(status, error);
       return;
     }
     try {
@@ -1514,19 +1646,12 @@ class Link {
     if (this.isWelcome) this.post({ ...hello(), handle });
     return {
       say: (frame) => this.post({ op: "say", handle, frame }),
-      probe: () => this.probe(),
+      hasten: () => this.hasten(),
       detach: () => {
         this.attached.delete(handle);
         this.post({ op: "detach", handle });
       },
     };
-  }
-
-  /** Tries to connect now, where there is no connection. */
-  probe() {
-    if (this.status === "live" || performance.now() - this.probed < BACKOFF_BASE_MS) return;
-    this.probed = performance.now();
-    this.post({ op: "probe" });
   }
 
   look() {
@@ -1545,23 +1670,43 @@ class Link {
   }
 }
 
+/** Calls `run` when whoever has the lock is gone. */
+function whenFree(lock, run) {
+  // Refused, where the browser keeps no data for this site: then a tab's end is not noticed.
+  navigator.locks.request(lock, run).catch(() => {});
+}
+
 /** Takes a lock and keeps it. Resolves to its name, or to null where there are no locks. */
 function lockForLife(name) {
   if (!navigator.locks) return Promise.resolve(null);
   return new Promise((taken) => {
-    navigator.locks
-      .request(name, () => {
-        taken(name);
-        return new Promise(() => {});
-      })
-      // Refused, where a browser keeps no data for this site.
-      .catch(() => taken(null));
+    const keep = () => {
+      taken(name);
+      return new Promise(() => {});
+    };
+    // Refused, where the browser keeps no data for this site.
+    navigator.locks.request(name, keep).catch(() => taken(null));
   });
 }
 
-/** Calls everyone who is in the set still, also after one of them has thrown. @param {Set} runs */
-function tell(runs, ...words) {
-  attempt([...runs], (run) => runs.has(run) && run(...words));
+/** Functions that are to be told what is new. */
+class Watchers extends Set {
+  turn = 0;
+
+  /** Calls everyone, also after one of them has thrown; that is reported as an uncaught error. */
+  tell(...words) {
+    const turn = ++this.turn;
+    for (const run of [...this]) {
+      // One of them may have made something newer, which all have been told by now.
+      if (turn !== this.turn) return;
+      if (!this.has(run)) continue;
+      try {
+        run(...words);
+      } catch (error) {
+        reportError(error);
+      }
+    }
+  }
 }
 
 // What a page calls.
@@ -1573,14 +1718,22 @@ class Table {
    * @param {Row[]} [initialData]
    */
   constructor(key, initialData = []) {
-    this.keyColumns = typeof key === "function" || key === undefined ? null : [key].flat();
     this.keyOf = keyReader(key);
+    // The hub's own are known when a row of it is.
+    this.keyColumns = key === undefined || typeof key === "function" ? null : [key].flat();
+    this.isKeyedByHub = key === undefined;
     // Without a key option nobody knows the keys of rows that did not come with a change.
     const keyOfInitial = (row, index) => (key === undefined ? `initial ${index}` : this.keyOf(row));
     this.rows = new Map(initialData.map((row, index) => [keyOfInitial(row, index), row]));
     this.writes = [];
     this.order = new Set(this.rows.keys());
-    this.data = [...this.rows.values()];
+    // All subscribers have the same array.
+    this.data = Object.freeze([...this.rows.values()]);
+  }
+
+  /** @param {Key} key of an optimistic edit */
+  keyTextOf(key) {
+    return keyText(key, this.keyColumns);
   }
 
   /** Makes `data` what is to be seen, and tells whether that is anything new. */
@@ -1594,29 +1747,22 @@ class Table {
     if (!always && next.length === data.length && next.every((row, i) => row === data[i])) {
       return false;
     }
-    this.data = next;
+    this.data = Object.freeze(next);
     return true;
   }
 
-  /** The text of a key that a page names: of an object by its columns, whatever their order. */
-  keyTextOf(of) {
-    const isObject = this.keyColumns && typeof of === "object" && of !== null;
-    const isNamed = isObject && this.keyColumns.every((column) => column in of);
-    return keyText(isNamed ? this.keyColumns.map((column) => of[column]) : of);
-  }
-
-  /** A column that the key is said to have and the rows have not, or null. */
-  missingIn({ key, newValue }) {
-    const isThere = (column) => column in newValue || column in key;
-    return this.keyColumns?.find((column) => !isThere(column)) ?? null;
-  }
-
-  fill(snapshot) {
-    this.rows = refill(this.rows, snapshot, this.keyOf);
+  fill(snapshot, attempt) {
+    if (snapshot.length) this.learn(snapshot[0]);
+    this.rows = refill(this.rows, snapshot, this.keyOf, attempt);
     this.confirmAll(this.writes.flatMap((write) => write.edits));
   }
 
+  learn({ key }) {
+    if (this.isKeyedByHub) this.keyColumns = Object.keys(key);
+  }
+
   take(change) {
+    this.learn(change);
     for (const each of fold(this.rows, change, this.keyOf)) {
       confirm(this.writes, each, this.rows.get(each));
     }
@@ -1662,54 +1808,61 @@ function follow(requests, tables, read, { url, since, loaded = false }) {
   let status = "connecting";
   /** @type {string | null} */
   let error = null;
-  const subscribers = new Set();
-  const statusWatchers = new Set();
-  const changeWatchers = new Set();
+  /** @type {string | null} */
+  let problem = null;
+  const subscribers = new Watchers();
+  const statusWatchers = new Watchers();
+  const changeWatchers = new Watchers();
 
   /** Shows what there is, if that is anything new. */
   function show(touched = tables, options = {}) {
     const isNew = touched.map((table) => table.look(options)).includes(true);
     if (!isNew) return;
-    const newest = read();
-    data = newest;
-    // A subscriber that writes tells everybody something newer: who comes after it gets that alone.
-    attempt([...subscribers], (run) => data === newest && subscribers.has(run) && run(data));
+    data = read();
+    subscribers.tell(data);
   }
 
   function become(next, why) {
     if (next === status && why === error) return;
     status = next;
     error = why;
-    tell(statusWatchers, status, error);
+    statusWatchers.tell(status, error);
+  }
+
+  /** A row whose key can't be read is left out; that is reported, and the others go on. */
+  function attempt(run) {
+    try {
+      run();
+    } catch (failure) {
+      const isNew = problem === null;
+      problem = `Some rows are left out: ${failure?.message ?? failure}`;
+      if (isNew) reportError(failure);
+    }
   }
 
   function heard(message) {
     if (message.position) position = message.position;
-    if (message.op === "status") return become(message.status, message.error);
+    if (message.op === "status") return become(message.status, message.error ?? problem);
     const touched = new Set();
     if (message.op === "fill") {
       const snapshots = new Map(tables.map((table) => [table, []]));
       for (const change of message.rows) snapshots.get(named.get(lower(change.table))).push(change);
       for (const [table, snapshot] of snapshots) {
-        const missing = snapshot.length ? table.missingIn(snapshot[0]) : null;
-        if (missing !== null) {
-          line?.detach();
-          return become("closed", `The rows have no column "${missing}", which key names.`);
-        }
-        table.fill(snapshot);
+        attempt(() => table.fill(snapshot, attempt));
         touched.add(table);
       }
     } else {
-      attempt(message.changes, (change) => {
+      for (const change of message.changes) {
         const table = named.get(lower(change.table));
+        attempt(() => table.take(change));
         touched.add(table);
-        table.take(change);
-      });
+      }
     }
     const always = !loaded;
     loaded = true;
     show([...touched], { always });
-    for (const change of message.changes ?? []) tell(changeWatchers, change);
+    become(status, error ?? problem);
+    for (const change of message.changes ?? []) changeWatchers.tell(change);
   }
 
   const line = linkTo(url)?.attach(
@@ -1758,7 +1911,7 @@ function follow(requests, tables, read, { url, since, loaded = false }) {
       become("closed", null);
     },
   };
-  return { store, show, probe: () => line?.probe() };
+  return { store, show, hasten: () => line?.hasten() };
 }
 
 /**
@@ -1781,7 +1934,7 @@ export function collections(tables, { url } = {}) {
     requestOf(table, { where, columns }),
   );
   const read = () =>
-    /** @type {Record<T, Row[]>} */ (
+    /** @type {Record<T, readonly Row[]>} */ (
       Object.fromEntries(wanted.map(([table], place) => [table, held[place].data]))
     );
   return follow(requests, held, read, { url }).store;
@@ -1809,12 +1962,9 @@ export function collection({ table: name, key, initialData, since, url, ...narro
   const table = new Table(key, initialData);
   const requests = [requestOf(name, narrowing)];
   const loaded = initialData !== undefined;
-  const { store, show, probe } = follow(requests, [table], () => table.data, {
-    url,
-    since,
-    loaded,
-  });
-  const timers = new Set();
+  const { store, show, hasten } = follow(requests, [table], () => table.data, { url, since, loaded });
+  const waits = new Set();
+  let isClosed = false;
 
   function end(write) {
     table.writes = table.writes.filter((each) => each !== write);
@@ -1823,14 +1973,15 @@ export function collection({ table: name, key, initialData, since, url, ...narro
 
   /** The request is answered; its changes come through the stream, or have come. */
   function linger(write) {
-    if (!table.writes.includes(write)) return;
-    const timer = setTimeout(() => {
-      timers.delete(timer);
+    const isWanted = () => !isClosed && table.writes.includes(write);
+    if (!isWanted()) return;
+    const callOff = later(EDIT_LINGERS_MS, isWanted, () => {
+      waits.delete(callOff);
       // While nothing comes through the stream, its change may still be on the way.
-      if (store.connected || store.status === "closed") end(write);
+      if (store.connected) end(write);
       else linger(write);
-    }, EDIT_LINGERS_MS);
-    timers.add(timer);
+    });
+    waits.add(callOff);
   }
 
   async function optimistic(edits, send) {
@@ -1843,8 +1994,7 @@ export function collection({ table: name, key, initialData, since, url, ...narro
     show();
     try {
       const answer = await send();
-      // The hub is there.
-      probe();
+      hasten();
       // For an edit that changes nothing no change may come.
       table.confirmAll(write.edits);
       show();
@@ -1873,7 +2023,8 @@ export function collection({ table: name, key, initialData, since, url, ...narro
     /** Several edits with one request. @type {(edits: Edit[], send: () => any) => Promise<any>} */
     optimistic,
     close() {
-      for (const timer of timers) clearTimeout(timer);
+      isClosed = true;
+      for (const callOff of waits) callOff();
       close();
     },
   });
@@ -1914,8 +2065,8 @@ export function room(name, { history = 50, user, url } = {}) {
   const pending = new Map(); // messageId → {message, isStored, resolve, reject}
   const questions = new Map(); // id → {resolve, reject}
   const typing = new Map(); // userId → timer
-  const subscribers = new Set();
-  const statusWatchers = new Set();
+  const subscribers = new Watchers();
+  const statusWatchers = new Watchers();
   let view;
   look();
 
@@ -1925,14 +2076,15 @@ export function room(name, { history = 50, user, url } = {}) {
       if (isStored && known.has(messageId)) pending.delete(messageId);
     }
     const waiting = [...pending.values()].map(({ message }) => message);
+    const unknown = waiting.filter(({ messageId }) => !known.has(messageId));
     view = {
-      messages: [...state.messages, ...waiting.filter(({ messageId }) => !known.has(messageId))],
+      messages: Object.freeze([...state.messages, ...unknown]),
       members: state.members,
       typing: [...typing.keys()].sort(),
       joined: state.joined,
       more: state.more,
     };
-    tell(subscribers, view);
+    subscribers.tell(view);
   }
 
   function heard(message) {
@@ -1943,12 +2095,9 @@ export function room(name, { history = 50, user, url } = {}) {
     userId = message.userId ?? userId;
     if (message.status !== status || message.error !== error) {
       ({ status, error } = message);
-      tell(statusWatchers, status, error);
+      statusWatchers.tell(status, error);
     }
-    if (!state.joined && wasJoined) {
-      for (const { reject } of questions.values()) reject(new Error("The connection was lost."));
-      questions.clear();
-    }
+    if (!state.joined && wasJoined) giveUpQuestions("The connection was lost.");
     // Whatever was under way may be lost: the hub knows a message by its id and stores it once.
     if (state.joined && (!wasJoined || message.op === "room"))
       for (const each of pending.values()) put(each);
@@ -1959,9 +2108,7 @@ export function room(name, { history = 50, user, url } = {}) {
   }
 
   function take(frame) {
-    // What another tab asked for goes on from what that one has.
-    const isOthers = frame.type === "history" && frame.id && frame.id !== ANEW && !questions.has(frame.id);
-    if (!isOthers) state = foldRoom(state, frame);
+    state = foldRoom(state, frame);
     const sent = pending.get(frame.messageId);
     if (frame.type === "ack" && sent) {
       sent.isStored = true;
@@ -1994,6 +2141,11 @@ export function room(name, { history = 50, user, url } = {}) {
     if (!isStored) line?.say({ type: "message", room: name, content, messageId, id: messageId });
   }
 
+  function giveUpQuestions(why) {
+    for (const { reject } of questions.values()) reject(new Error(why));
+    questions.clear();
+  }
+
   function fail({ message, reject }, why) {
     pending.delete(message.messageId);
     reject(new Error(why));
@@ -2006,8 +2158,8 @@ export function room(name, { history = 50, user, url } = {}) {
       const most = CONTENT_CHARS_MAX.toLocaleString("en");
       return Promise.reject(new Error(`A message has at most ${most} characters.`));
     }
-    // Half an emoji, as a cut text ends in, is no text that the hub could read.
-    content = content.toWellFormed?.() ?? content;
+    // Half an emoji, in which a text that was cut may end, is no text to the hub.
+    content = content.replace(/\p{Surrogate}/gu, "\ufffd");
     const messageId = newId();
     const timestamp = new Date().toISOString();
     const message = { messageId, userId, content, timestamp, lsn: 0, pending: true };
@@ -2024,7 +2176,7 @@ export function room(name, { history = 50, user, url } = {}) {
   /** @returns {Promise<boolean>} */
   function older(limit = 50) {
     if (!state.joined) return Promise.reject(new Error("There is no connection now."));
-    const id = newId();
+    const id = `${olderName(state.messages)} ${newId()}`;
     return new Promise((resolve, reject) => {
       questions.set(id, { resolve, reject });
       line?.say({ type: "history", room: name, limit, id, ...beforeOf(state.messages[0]) });
@@ -2047,7 +2199,7 @@ export function room(name, { history = 50, user, url } = {}) {
       return error;
     },
     /**
-     * @param {(room: {messages: Message[], members: string[], typing: string[],
+     * @param {(room: {messages: readonly Message[], members: string[], typing: string[],
      *   joined: boolean, more: boolean}) => void} run called now and on every move
      */
     subscribe(run) {
@@ -2072,12 +2224,11 @@ export function room(name, { history = 50, user, url } = {}) {
       line?.detach();
       for (const who of [...typing.keys()]) forget(who);
       for (const each of [...pending.values()]) fail(each, "The room was left.");
-      for (const { reject } of questions.values()) reject(new Error("The room was left."));
-      questions.clear();
+      giveUpQuestions("The room was left.");
+      status = "closed";
       state = { ...state, joined: false };
       look();
-      status = "closed";
-      tell(statusWatchers, status, error);
+      statusWatchers.tell(status, error);
     },
   };
 }
