@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -220,3 +221,30 @@ def test_status_of_a_file_and_of_a_hub(hub: HubProcess) -> None:
     assert re.search(r"^headLsn +1$", shown, re.MULTILINE)
     hub.stop()
     assert json.loads(cdchub("status", hub.database, "--json").stdout)["servedByPid"] is None
+
+
+def test_an_older_copy_is_followed_as_what_it_is(database: Path, tmp_path: Path) -> None:
+    """Restored while no hub runs, to a lower head than the log's: the old history ends there, the new
+    one is told from the outbox, and then from the log of the hub that begins it."""
+    with HubProcess(database) as hub:
+        add(database, "old")
+        hub.wait_for_lsn(1)
+        assert hub.stop() == 0
+        run_sql(database, "PRAGMA wal_checkpoint(TRUNCATE)")
+        copy = tmp_path / "copy.db"
+        shutil.copy(database, copy)
+        hub.start()
+        add(database, "lost1", "lost2", "lost3")
+        hub.wait_for_lsn(4)
+        assert hub.stop() == 0
+    run_sql(database, "PRAGMA wal_checkpoint(TRUNCATE)")
+    shutil.copy(copy, database)
+    with tail(database, "--since", "beginning") as running:
+        running.wait_for_ids("old", "lost1", "lost2", "lost3")
+        wait_for(lambda: "reset: the source was restored" in "".join(running.notes), "the note")
+        add(database, "new1")
+        running.wait_for_ids("old", "lost1", "lost2", "lost3", "new1")
+        with HubProcess(database):
+            add(database, "new2", "new3", "new4", "new5")
+            running.wait_for_ids("old", "lost1", "lost2", "lost3", *(f"new{n}" for n in range(1, 6)))
+        assert "".join(running.notes).count("reset") == 1

@@ -65,6 +65,8 @@ class Follower:
         self._nonce: int | None = None
         # Whether the outbox did not continue from there when it was read last.
         self._broken = False
+        # The log's last epoch, where that is not of this source: only the outbox tells of it then.
+        self._foreign: int | None = None
         self._open()
 
     def close(self) -> None:
@@ -138,8 +140,9 @@ class Follower:
     def epoch(self) -> Epoch:
         """The history that the last item belongs to."""
         state = self._log_state()
-        info = None if state is None else state.by_number(self._cursor.epoch)
-        # Before the first hub there is only the outbox, which has no name.
+        known = state is not None and self._foreign is None
+        info = state.by_number(self._cursor.epoch) if state is not None and known else None
+        # Before a hub has begun it there is only the outbox, and its history has no name.
         return Epoch("outbox") if info is None else info.epoch
 
     def _log_state(self) -> LogState | None:
@@ -203,6 +206,8 @@ class Follower:
             " (epoch); what is there now is left to a snapshot"
         )
         head = outbox_head(self._connection)
+        state = self._log_state()
+        self._foreign = None if state is None else state.present.number
         self._cursor = Cursor(self._cursor.epoch, head.lsn)
         self._nonce, self._broken = head.nonce, False
 
@@ -210,6 +215,12 @@ class Follower:
         state = self._log_state()
         if state is None or self._reader is None:
             return
+        if self._foreign is not None:
+            begun = state.present.number != self._foreign
+            if not begun or self._cursor.lsn < state.present.floor_lsn:
+                return
+            # A hub has begun the new history, with what the outbox had told by then.
+            self._cursor, self._foreign = Cursor(state.present.number, self._cursor.lsn), None
         if self._cursor.epoch == 0:
             # The hub's first start: its first epoch begins with the outbox that we are reading.
             self._cursor = Cursor(state.epochs[0].number, self._cursor.lsn)
