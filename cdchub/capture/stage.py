@@ -58,15 +58,19 @@ class Stage:
         tables = {
             self.name: f"CREATE TABLE {self.name}(slot INTEGER PRIMARY KEY, live, moment, {columns})"
         }
-        if self.rows.shape.named:
-            named = ", ".join(
+        if self._has_expressions:
+            named = (
                 f"{quote(c.name)} {c.affinity} COLLATE {quote(c.collation)}"
                 for c in self.rows.shape.named
             )
-            tables[self._scratch] = (
-                f"CREATE TABLE {self._scratch}({_ONLY} INTEGER PRIMARY KEY, {named})"
-            )
+            columns = ", ".join([f"{_ONLY} INTEGER PRIMARY KEY", *named])
+            tables[self._scratch] = f"CREATE TABLE {self._scratch}({columns})"
         return tables
+
+    @property
+    def _has_expressions(self) -> bool:
+        # One may name no column at all: a misspelt name in double quotes is a string to SQLite.
+        return any(term.column is None for index in self.rows.shape.unique for term in index.terms)
 
     def image(self, row: str) -> Image:
         values = dict(zip(self.rows.shape.captured, self._values, strict=True))
@@ -108,7 +112,7 @@ class Stage:
             for condition in conditions
         )
         put = self._put(conditions, but)
-        if self.rows.shape.named:
+        if self._has_expressions:
             # Only the body can write down what the rivals are looked for by.
             rivals, put = "1", [self._write_down(), *put]
         yield "b", event, f"{changed}({rivals})", put
@@ -119,7 +123,7 @@ class Stage:
         names = [column.name for column in self.rows.shape.named]
         columns = ", ".join([_ONLY, *map(quote, names)])
         values = ", ".join(["1", *map(self._new_value, names)])
-        update = ", ".join(f"{quote(name)} = excluded.{quote(name)}" for name in names)
+        update = ", ".join(f"{name} = excluded.{name}" for name in [_ONLY, *map(quote, names)])
         return (
             f"INSERT INTO {self._scratch}({columns}) VALUES ({values})"
             f" ON CONFLICT({_ONLY}) DO UPDATE SET {update}"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from cdchub.capture.difference import ShapeVersion, differs, write_difference, write_removal
+from cdchub.capture.driver import BadStatement
 from cdchub.capture.schema import Database
 from cdchub.capture.table import Shape, quote
 from cdchub.capture.triggers import OUTBOX, backfill_sql
@@ -118,10 +119,11 @@ class Teller:
 
 
 def schema_of(db: Database, shape: Shape, *, begins: bool = False) -> TableSchema:
-    """A shape as the log remembers it."""
-    ((sql,),) = db.execute(
-        "SELECT sql FROM sqlite_schema WHERE type = 'table' AND name = ?", (shape.name,)
-    )
+    """A shape as the log remembers it. Raises `BadStatement` where the table is gone meanwhile."""
+    found = db.execute("SELECT sql FROM sqlite_schema WHERE type = 'table' AND name = ?", (shape.name,))
+    sql = next((text for (text,) in found), None)
+    if sql is None:
+        raise BadStatement(f"no such table: {shape.name}", 1)
     return TableSchema(
         table=shape.name,
         key=shape.key,

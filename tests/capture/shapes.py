@@ -157,6 +157,14 @@ CASES = [
         ),
         since=(3, 37, 0),
     ),
+    # SQLite takes a misspelt name in double quotes for a string: an expression without a column.
+    Case(
+        "expression_of_no_column",
+        (
+            "CREATE TABLE t(id INTEGER PRIMARY KEY, u UNIQUE, v)",
+            'CREATE UNIQUE INDEX ix ON t("nothing", u)',
+        ),
+    ),
     Case(
         "expression_index",
         (
