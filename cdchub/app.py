@@ -74,6 +74,7 @@ def create_app(hub: Hub, *, drains: bool = False, embedded: bool = False) -> Sta
         middleware=[
             Middleware(
                 Guard,
+                page=views.error_page,
                 only_loopback=is_loopback(config.http.host) and not embedded,
                 allowed_hosts=config.http.allowed_hosts,
                 cors_origins=config.http.cors_origins,

@@ -140,3 +140,17 @@ def test_a_preflight_allows_the_listed_origin_only(shared: HubProcess, origin: s
         assert "content-type" in answer.headers["access-control-allow-headers"].lower()
     else:
         assert "access-control-allow-origin" not in answer.headers
+
+
+def test_a_person_is_refused_with_a_page(shared: HubProcess) -> None:
+    html = {"Accept": "text/html", "Host": "elsewhere.example"}
+    answer = shared.request("GET", "/todos", headers=html)
+    assert answer.status == 403
+    assert answer.headers["content-type"].startswith("text/html")
+    text = answer.body.decode()
+    assert "--allow-host" in text
+    assert "That didn't work" in text
+    form = {"Accept": "text/html", "Origin": "https://evil.example"}
+    answer = shared.request("POST", "/api/todos", b"title=x", headers=form)
+    assert (answer.status, b'href="/todos">Try again' in answer.body) == (403, True)
+    assert shared.request("GET", "/todos", headers={"Host": "elsewhere.example"}).json()["code"]

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cdchub.errors import Forbidden
-from cdchub.http.problem import problem
+from cdchub.http.problem import ErrorPage, problem, wants_html, way_back
 
 _SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
 _LOOPBACK_NAMES = {"localhost", "ip6-localhost"}
@@ -52,12 +53,14 @@ class Guard:
     def __init__(
         self,
         app: ASGIApp,
+        page: ErrorPage,
         *,
         only_loopback: bool,
         allowed_hosts: Sequence[str],
         cors_origins: Sequence[str],
     ) -> None:
         self._app = app
+        self._page = page
         self._only_loopback = only_loopback
         self._allowed_hosts = {host.lower() for host in allowed_hosts}
         self._cors_origins = {origin.rstrip("/") for origin in cors_origins}
@@ -84,7 +87,10 @@ class Guard:
             if _changes_something(scope, headers):
                 self._check_origin(origin, headers.get("host", ""), listed=listed)
         except Forbidden as error:
-            await problem(error)(scope, receive, send_with_headers)
+            answer = problem(error)
+            if scope["type"] == "http" and wants_html(Request(scope)):
+                answer = self._page(error.status, error.detail, again=way_back(scope))
+            await answer(scope, receive, send_with_headers)
             return
         if listed and scope["type"] == "http" and scope["method"] == "OPTIONS":
             await _preflight(send_with_headers)

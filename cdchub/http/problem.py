@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable
+from typing import Protocol
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -44,11 +44,21 @@ def internal(error: Exception) -> tuple[Response, str]:
     return _document(500, "internal", "Internal error", detail, fields, {}), fault.error_id
 
 
+class ErrorPage(Protocol):
+    """Makes the page for a person's browser."""
+
+    def __call__(self, status: int, explanation: str, *, again: str = "") -> Response: ...
+
+
+def way_back(scope: Scope) -> str:
+    """Where a person tries again: a form's address answers no GET with a page."""
+    return "/todos" if scope.get("method") == "POST" else ""
+
+
 class Faults:
     """ASGI middleware: an exception that nobody expected becomes a 500 with an `errorId`."""
 
-    def __init__(self, app: ASGIApp, page: Callable[[int, str], Response]) -> None:
-        """`page` makes the page for a person's browser from a status and an explanation."""
+    def __init__(self, app: ASGIApp, page: ErrorPage) -> None:
         self._app = app
         self._page = page
 
@@ -67,7 +77,8 @@ class Faults:
             if scope["type"] != "http" or started:
                 raise
             if wants_html(Request(scope)):
-                response = self._page(500, f"errorId {error_id}")
+                told = f"the hub failed at this request; its log says why under error {error_id}"
+                response = self._page(500, told, again=way_back(scope))
             await response(scope, receive, send)
 
 

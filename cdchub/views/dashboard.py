@@ -7,7 +7,7 @@ which is also what rows are usually stamped with.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -32,11 +32,17 @@ class DashboardApi:
 
     def missing(self) -> str | None:
         """What this database lacks for the dashboard, in words for its reader; None if nothing."""
-        for name, columns in COLUMNS.items():
+        catalog, absent = self._catalog(), []
+        for name in COLUMNS:
             try:
-                table = self._catalog().find(name)
+                catalog.find(name)
             except UnknownTable:
-                return f"This database has no captured table called {name}."
+                absent.append(name)
+        if absent:
+            what = "table" if len(absent) == 1 else "tables"
+            return f"This database has no captured {what} called {listed(absent)}."
+        for name, columns in COLUMNS.items():
+            table = catalog.find(name)
             lacking = [column for column in columns if table.column(column) is None]
             if lacking:
                 return f"The table {name} lacks {', '.join(lacking)}."
@@ -50,6 +56,12 @@ class DashboardApi:
         return Response(
             msgspec.json.encode(document), 200, {"Cache-Control": "no-store"}, "application/json"
         )
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names as a sentence has them: `a, b or c`."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 LOCALTIME = Path("/etc/localtime")

@@ -67,12 +67,16 @@ def error_page(status: int, explanation: str, *, again: str = "") -> Response:
 
     `again` is where "Try again" leads, by default to the same address.
     """
-    if status == 404:
-        heading, way_on = "Not found", '<a href="/">Go home</a>'
-    else:
-        heading, way_on = "Something went wrong", f'<a href="{html.escape(again)}">Try again</a>'
-    explanation = html.escape(explanation[:1].upper() + explanation[1:])
-    body = _ERROR.format(heading=heading, explanation=explanation, way_on=way_on)
+    heading = {404: "Not found"}.get(status, "That didn't work")
+    if status >= 500:
+        heading = "Something went wrong"
+    # The same request would meet a 404 or a 405 again.
+    home = status in (404, 405)
+    way_on = '<a href="/">Go home</a>' if home else f'<a href="{html.escape(again)}">Try again</a>'
+    sentence = explanation[:1].upper() + explanation[1:]
+    if sentence[-1:] not in ".!?":
+        sentence += "."
+    body = _ERROR.format(heading=heading, explanation=html.escape(sentence), way_on=way_on)
     return HTMLResponse(body, status, _HEADERS)
 
 
@@ -87,6 +91,15 @@ _ERROR = """<!doctype html>
   <script src="/static/theme.js"></script>
 </head>
 <body>
+  <header class="site">
+    <a class="brand" href="/"><img src="/static/icon.svg" alt="" width="24" height="24">cdchub</a>
+    <nav class="nav" aria-label="Pages">
+      <a href="/todos">Todos</a>
+      <a href="/dashboard">Dashboard</a>
+      <a href="/chat">Chat</a>
+      <a href="/console">Console</a>
+    </nav>
+  </header>
   <main class="column"><h1>{heading}</h1><p>{explanation}</p><p>{way_on}</p></main>
 </body>
 </html>

@@ -275,7 +275,7 @@ def test_without_the_tables_it_says_what_is_missing(tmp_path: Path, windows: Win
     with HubProcess(database) as hub:
         page = windows.open(f"{hub.url}/dashboard")
         expect(page.get_by_role("alert")).to_have_text(
-            "This database has no captured table called users. "
+            "This database has no captured tables called users, orders or sessions. "
             "Run “cdchub demo” for a database that has it."
         )
         expect(card(page, "Total Users")).to_be_hidden()

@@ -253,7 +253,15 @@ function elementOf(item) {
   if (message.pending) {
     const note = document.createElement("p");
     note.className = "note soft";
-    note.textContent = "Sending…";
+    for (const [when, text] of [
+      ["online", "Sending…"],
+      ["offline", "Not sent yet: it waits for the connection."],
+    ]) {
+      const part = document.createElement("span");
+      part.className = when;
+      part.textContent = text;
+      note.append(part);
+    }
     element.append(note);
   }
   return element;

@@ -1,5 +1,6 @@
 // The rooms that one has joined, what of them is read, and what this browser remembers of that.
 import { room as openRoom } from "/cdc/client.js";
+import { recallDraft } from "./drafts.js";
 
 const NAME = "chat-name";
 const ROOMS = "chat-rooms";
@@ -55,7 +56,7 @@ export class Joined {
     this.first = undefined;
     /** The id of the message behind which the line "New messages" stands. */
     this.marker = null;
-    this.draft = "";
+    this.draft = recallDraft(`chat ${name}`);
     this.problem = "";
     /** @type {Mark | undefined} undefined until the room is seen for the first time */
     this.read = recallRooms().get(name);

@@ -4,6 +4,7 @@ import { RoomList, setText, showMembers } from "./chat-lists.js";
 import { MessageLog } from "./chat-log.js";
 import { Joined, ROOMS_MAX, recallJoined, recallName, rememberName } from "./chat-rooms.js";
 import { typingText } from "./chat-text.js";
+import { keepDraft } from "./drafts.js";
 import { showStatus } from "./status.js";
 
 const ROOMS = ["lobby", "random", "help"];
@@ -15,7 +16,7 @@ const LOOK_BACK_LSNS = 2_000;
 const FOUND_MAX = 50;
 const BOX_PX_MAX = 200;
 const OFFLINE = "Not sent: there is no connection now. Your message stays here.";
-const ONLINE_AGAIN = "The connection is back: press Enter to send your message.";
+const ONLINE_AGAIN = "The connection is back: send your message again.";
 
 const $ = (id) => document.getElementById(id);
 const box = $("box");
@@ -115,8 +116,10 @@ function show() {
   const isClosed = line.status === "closed";
   $("notice").hidden = !isClosed;
   setText($("notice"), isClosed ? `There is no chat here: ${reasonOf(line)}` : "");
-  $("conversation").hidden = isClosed && !front.isLoaded;
+  // Where there never was a chat, nothing of it is shown.
+  for (const id of ["chat", "status"]) $(id).hidden = isClosed && !front.isLoaded;
   if (line.status === "live" && front.problem === OFFLINE) refuse(ONLINE_AGAIN);
+  $("log").classList.toggle("offline", line.status !== "live");
   setText($("you"), line.userId ?? user);
   setText($("typing"), typingText(state.typing));
   showMembers(state.members, line.userId);
@@ -169,6 +172,7 @@ function toggleRooms(isOpen) {
 function refuse(reason) {
   if (front) front.problem = reason;
   setText($("problem"), reason);
+  $("problem").classList.toggle("soft", reason === ONLINE_AGAIN);
 }
 
 /** On a touch screen the keyboard would cover what one came to read. */
@@ -178,7 +182,14 @@ function focusBox() {
 
 function fillBox(text) {
   box.value = text;
+  typed();
+}
+
+/** What is in the box has changed. */
+function typed() {
   fitBox();
+  $("send").disabled = !box.value.trim();
+  keepDraft(`chat ${front.name}`, box.value);
 }
 
 /** As high as what is in it. */
@@ -225,12 +236,13 @@ function takeBack(name, text, reason) {
     refuse(reason);
   } else {
     room.draft = both;
+    keepDraft(`chat ${name}`, both);
     room.problem = reason;
   }
 }
 
 box.addEventListener("input", () => {
-  fitBox();
+  typed();
   if (!box.value.trim()) refuse("");
   front.line.typing(box.value.trim() !== "");
 });

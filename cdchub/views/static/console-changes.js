@@ -43,7 +43,9 @@ export class ChangeStream {
     const { position, table: before } = this;
     this.table = table;
     this.position = `${epoch}:${start}`;
-    if (before === table && position && epochOf(position) === epoch) {
+    if (before === table && position && epochOf(position) !== epoch) {
+      this.hears.gap("History has a break here (epoch).");
+    } else if (before === table && position) {
       if (lsnOf(position) >= start) this.position = position;
       else
         this.hears.gap(
@@ -78,6 +80,12 @@ export class ChangeStream {
       const wait_ms = Math.random() * Math.min(BACKOFF_MAX_MS, BACKOFF_BASE_MS * 2 ** this.tries++);
       this.timer = setTimeout(() => this.connect(), wait_ms);
     };
+  }
+
+  /** The hub is silent, which an EventSource doesn't notice. `open` goes on where this was. */
+  lost() {
+    this.close();
+    this.become(this.status === "connecting" ? "connecting" : "reconnecting");
   }
 
   close() {

@@ -68,7 +68,7 @@ function heading({ type, table, key, lsn, timestamp }) {
     " ",
     piece("code", keys.join(", ")),
     " ",
-    piece("span", `LSN ${numberFormat.format(lsn)}`, "soft lsn"),
+    piece("span", `LSN ${lsn}`, "soft lsn"),
     " ",
     time,
   );

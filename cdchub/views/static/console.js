@@ -191,6 +191,7 @@ const stream = new ChangeStream({
   gap: (why) => changes.note(why),
 });
 showStatus($("status"), stream);
+stream.onStatus((status) => $("hub").classList.toggle("stale", status === "reconnecting"));
 
 function showTables(tables) {
   const select = $("table");
@@ -208,6 +209,7 @@ function showTables(tables) {
 let status = null;
 
 function show(table) {
+  changes.pause(false);
   changes.clear();
   stream.close();
   if (status) stream.open(table, status);
@@ -233,8 +235,12 @@ async function poll(signal) {
       showRate(status);
       showHub(status);
     } catch (error) {
-      // The numbers say from when they are, and the stream's state is shown.
-      if (!signal.aborted) console.info("no status now:", error.message);
+      if (!signal.aborted) {
+        // The numbers say from when they are.
+        console.info("no status now:", error.message);
+        stream.lost();
+      }
+      isOpen = false;
     }
     await new Promise((over) => setTimeout(over, POLL_MS));
   }

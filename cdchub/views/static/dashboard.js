@@ -155,6 +155,7 @@ function createEntry({ type }) {
   const mark = element("span", "mark", KINDS[type].mark);
   mark.setAttribute("aria-hidden", "true");
   const entry = element("li", type, mark, element("span", "deed"), element("time", "soft"));
+  entry.querySelector(".deed").dir = "auto";
   if (type !== "signup") entry.querySelector(".deed").after(element("strong", "amount"));
   return entry;
 }
@@ -274,7 +275,7 @@ async function start() {
     showChart(days);
     showActivity(activity, now, timeZone);
   }
-  $("zone").textContent = timeZone;
+  $("zone").textContent = timeZone === "Etc/UTC" ? "UTC" : timeZone;
   showStatus($("status"), live);
   live.onChange(noteRefund);
   live.onStatus((status) => {

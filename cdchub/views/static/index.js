@@ -1,4 +1,5 @@
 // The first page: the changes that happen now, and lines to try that fit this very database.
+import { connection } from "/cdc/client.js";
 import { showStatus } from "./status.js";
 
 const CHANGES_SHOWN = 8;
@@ -13,23 +14,17 @@ const PAGES = {
 const feed = document.getElementById("changes");
 
 // The feed is a plain EventSource, as the page tells its readers to use it. A browser has six
-// connections to one host, so a tab that nobody sees gives its own back.
+// connections to one host, so a tab that nobody sees gives its own back. Whether the hub is there, the
+// connection of the library says: an EventSource doesn't notice that nothing is said any more.
 class Feed {
   #source = null;
   #lastId;
-  #run = () => {};
   #live = false;
 
   constructor(since) {
     this.#lastId = since;
     document.addEventListener("visibilitychange", () => this.#open());
-  }
-
-  onStatus(run) {
-    this.#run = run;
-    run("connecting", null);
-    this.#open();
-    return () => this.#source?.close();
+    connection().onStatus((status) => status === "live" && this.#open());
   }
 
   #open() {
@@ -43,13 +38,12 @@ class Feed {
     };
     source.addEventListener("caught-up", () => {
       this.#live = true;
-      this.#run("live", null);
+      feed.dataset.live = "";
     });
     source.addEventListener("reset", (event) => {
       this.#lastId = event.lastEventId;
     });
     source.onerror = () => {
-      this.#run("reconnecting", null);
       // It gives up for good on some answers, as a proxy's while the hub restarts.
       if (source.readyState === EventSource.CLOSED) setTimeout(() => this.#open(), retryMs());
     };
@@ -165,11 +159,12 @@ async function start() {
     describe(tables, status);
     // The last few changes, so that there is something to see, and then those that come.
     const since = Math.max(status.firstLsn - 1, status.headLsn - CHANGES_SHOWN);
-    showStatus(document.getElementById("status"), new Feed(`${status.epoch}:${since}`));
+    new Feed(`${status.epoch}:${since}`);
   } catch (error) {
     console.warn("The hub does not answer; asking again.", error);
     setTimeout(start, retryMs());
   }
 }
 
+showStatus(document.getElementById("status"), connection());
 start();

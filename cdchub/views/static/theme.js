@@ -13,6 +13,10 @@
     const select = document.getElementById("theme");
     if (!select) return;
     select.value = theme;
+    // As in the other windows of this browser.
+    addEventListener("storage", ({ key, newValue }) => {
+      if (key === "theme") root.dataset.theme = select.value = newValue ?? "system";
+    });
     select.addEventListener("change", () => {
       root.dataset.theme = select.value;
       try {

@@ -3,6 +3,8 @@
 // A request that hangs would hold up all later ones.
 const ANSWER_MS_MAX = 20_000;
 
+export const UNREACHABLE = "The hub can't be reached. Try again later.";
+
 export class Refused extends Error {
   /** @param {string} message @param {Record<string, string>} fields what is wrong with which field */
   constructor(message, fields = {}) {
@@ -28,12 +30,14 @@ export async function request(method, path, body) {
     });
     if (response.ok) return await response.json();
   } catch {
-    throw new Refused("The hub can't be reached. Try again later.");
+    throw new Refused(UNREACHABLE);
   }
   const answer = await response.json().catch(() => ({})); // A proxy's answer need not be JSON.
   const fields = answer.errors ?? {};
-  const reasons = Object.values(fields).join(" ");
-  throw new Refused(reasons || answer.detail || `The hub answered ${response.status}.`, fields);
+  const reason =
+    Object.values(fields).join(" ") || answer.detail || `The hub answered ${response.status}.`;
+  const shown = reason[0].toUpperCase() + reason.slice(1);
+  throw new Refused(answer.errorId ? `${shown}: ${answer.errorId}` : shown, fields);
 }
 
 export const todoPath = (id) => `/api/todos/${encodeURIComponent(id)}`;

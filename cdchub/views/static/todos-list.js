@@ -1,5 +1,6 @@
 // The list on the todo page: a row for each todo that is shown, its editor, and the focus, which stays
 // where it was whatever others do to the list.
+import { keepDraft } from "./drafts.js";
 import { Sorter } from "./todos-drag.js";
 import { glide } from "./todos-motion.js";
 
@@ -28,7 +29,7 @@ export class TodoList {
   /**
    * @param {HTMLElement} list
    * @param {{render: () => void, toggle: (id: string, completed: boolean) => void,
-   *          rename: (id: string, typed: string) => void, refuse: (reason: string) => void,
+   *          rename: (id: string, typed: string, before: string) => void, refuse: (reason: string) => void,
    *          remove: (id: string) => void, place: (todos: object[], moved: object) => void}} actions
    *   `render` calls `show` with what there is now; `place` gets the shown todos in their new order
    */
@@ -88,6 +89,12 @@ export class TodoList {
     return true;
   }
 
+  /** Brings a row into sight, if it is shown. */
+  reveal(id) {
+    const row = this.#rows.get(id);
+    if (row?.isConnected) row.scrollIntoView({ block: "nearest" });
+  }
+
   #forget(keys) {
     for (const [key, row] of this.#rows) {
       if (keys.has(key)) continue;
@@ -134,6 +141,7 @@ export class TodoList {
     check.addEventListener("change", () => this.#actions.toggle(id, check.checked));
     const title = document.createElement("span");
     title.className = "title";
+    title.dir = "auto";
     row.append(check, title);
     if (id === null) {
       // The API knows a todo by its id; without one it can only be looked at.
@@ -157,7 +165,8 @@ export class TodoList {
     const title = row.querySelector(".title");
     const check = row.querySelector("input");
     const completed = Boolean(todo.completed);
-    const text = String(todo.title);
+    // Whoever writes past the page may store anything there.
+    const text = typeof todo.title === "object" ? JSON.stringify(todo.title) : String(todo.title);
     row.classList.toggle("completed", completed);
     if (!this.#sorter.holds(row)) row.style.transform = "";
     check.checked = completed;
@@ -174,6 +183,7 @@ export class TodoList {
     const title = row.querySelector(".title");
     const box = document.createElement("input");
     box.className = "field editor";
+    box.dir = "auto";
     box.maxLength = 200;
     box.setAttribute("aria-label", "Title");
     box.value = title.textContent;
@@ -183,6 +193,7 @@ export class TodoList {
 
     const close = () => {
       over = true;
+      keepDraft("edit", "");
       const hadFocus = document.activeElement === box;
       box.remove();
       row.classList.remove("editing");
@@ -194,9 +205,10 @@ export class TodoList {
       const wanted = box.value.trim();
       if (!wanted) return this.#actions.refuse("Title is required");
       close();
-      if (wanted !== before) this.#actions.rename(id, box.value);
+      if (wanted !== before) this.#actions.rename(id, box.value, before);
       this.#actions.render(); // The filter may hide it now.
     };
+    box.addEventListener("input", () => keepDraft("edit", JSON.stringify([id, box.value])));
     box.addEventListener("keydown", (event) => {
       // The Enter that ends the input of, say, a Japanese word belongs to that word.
       if (event.key === "Enter" && !event.isComposing) {

@@ -1,8 +1,9 @@
 // The todo page. Whatever one does shows at once and is then sent; what fails is taken back, and the page
 // says why. What others do comes through the change stream.
 import { collection } from "/cdc/client.js";
+import { keepDraft, recallDraft } from "./drafts.js";
 import { showStatus } from "./status.js";
-import { inTurn, newId, reorder, request, todoPath } from "./todos-api.js";
+import { UNREACHABLE, inTurn, newId, reorder, request, todoPath } from "./todos-api.js";
 import { TodoList } from "./todos-list.js";
 
 const UNDO_MS = 8000;
@@ -23,6 +24,7 @@ const live = collection({
   key: (row, change) => row?.id ?? JSON.stringify(change.key),
 });
 let filter = "all";
+let editedBefore = recallDraft("edit"); // what was in an editor when the page was reloaded
 let addFailed = null; // {id, typed}: what is back in the box because it could not be added
 const waiting = []; // and what can't be back yet, because something else is in it
 
@@ -66,6 +68,11 @@ function render() {
   }
   const shown = todos.filter(isShown);
   list.show(todos, shown);
+  if (editedBefore && live.loaded) {
+    const [id, typed] = JSON.parse(editedBefore);
+    editedBefore = "";
+    list.editAgain(id, typed);
+  }
   const active = todos.filter((todo) => !todo.completed).length;
   const left = live.loaded ? `${active} ${active === 1 ? "item" : "items"} left` : "\u00a0";
   if ($("left").textContent !== left) $("left").textContent = left;
@@ -81,6 +88,21 @@ function render() {
 function takeFromBox() {
   addFailed = waiting.shift() ?? null;
   titleBox.value = addFailed?.typed ?? "";
+  typed();
+}
+
+/** What is in the box has changed. A reload may end a request: its id says whether it was stored. */
+function typed() {
+  const text = titleBox.value;
+  const id = addFailed?.typed === text ? addFailed.id : null;
+  keepDraft("title", text && JSON.stringify([id, text]));
+  updateAddButton();
+}
+
+function recallTitle() {
+  const [id, text] = JSON.parse(recallDraft("title") || "[null, \"\"]");
+  titleBox.value ||= text;
+  if (id !== null) addFailed = { id, typed: text };
   updateAddButton();
 }
 
@@ -88,24 +110,28 @@ function updateAddButton() {
   $("add-button").disabled = !titleBox.value.trim();
 }
 
-async function add(typed) {
+async function add(text) {
   // What is sent once more keeps its id: if it was stored after all, it is not stored twice.
-  const id = addFailed?.typed === typed ? addFailed.id : newId();
+  const id = addFailed?.typed === text ? addFailed.id : newId();
   const now = Date.now();
   const position = (sorted().at(-1)?.position ?? -1) + 1;
-  const title = typed.trim();
+  const title = text.trim();
   const todo = { id, title, completed: 0, position, created_at: now, updated_at: now };
   takeFromBox();
-  const send = () => inTurn(() => request("POST", "/api/todos", { id, title: typed }));
-  if (await attempt(live.insert(todo, send))) return;
+  // One sees what one has added.
+  if (filter === "completed") choose("all");
+  const send = () => inTurn(() => request("POST", "/api/todos", { id, title: text }));
+  const added = attempt(live.insert(todo, send));
+  list.reveal(id);
+  if (await added) return;
   if (find(id)) refuse(""); // It was stored after all: only the answer was lost.
   else if (titleBox.value) {
-    waiting.push({ id, typed });
-    refuse(`${problem.textContent} “${typed}” comes back when the box is free.`);
+    waiting.push({ id, typed: text });
+    refuse(`${problem.textContent} “${text}” comes back when the box is free.`);
   } else {
-    addFailed = { id, typed };
-    titleBox.value = typed;
-    updateAddButton();
+    addFailed = { id, typed: text };
+    titleBox.value = text;
+    typed();
   }
 }
 
@@ -116,9 +142,14 @@ function toggle(id, completed) {
   attempt(live.update(id, { completed: Number(completed) }, send));
 }
 
-async function rename(id, typed) {
+async function rename(id, typed, before) {
+  const theirs = find(id)?.title;
   const send = () => inTurn(() => request("PATCH", todoPath(id), { title: typed }));
-  if (await attempt(live.update(id, { title: typed.trim() }, send))) return;
+  if (await attempt(live.update(id, { title: typed.trim() }, send))) {
+    const isOther = theirs !== undefined && String(theirs).trim() !== before;
+    if (isOther) refuse(`Somebody else had changed it to “${theirs}” meanwhile.`);
+    return;
+  }
   if (!list.editAgain(id, typed)) refuse(`${problem.textContent} You had typed: “${typed}”`);
 }
 
@@ -217,7 +248,7 @@ $("add").addEventListener("submit", (event) => {
   else refuse("Title is required");
   titleBox.focus();
 });
-titleBox.addEventListener("input", updateAddButton);
+titleBox.addEventListener("input", typed);
 $("clear").addEventListener("click", clearCompleted);
 $("undo-button").addEventListener("click", undo);
 document.addEventListener("keydown", (event) => {
@@ -227,17 +258,25 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
   undo();
 });
+function choose(wanted) {
+  filter = wanted;
+  for (const each of filterButtons)
+    each.setAttribute("aria-pressed", String(each.dataset.filter === wanted));
+  // So that a reload shows the same.
+  history.replaceState(null, "", wanted === "all" ? location.pathname : `#${wanted}`);
+  render();
+}
 for (const button of filterButtons) {
-  button.addEventListener("click", () => {
-    filter = button.dataset.filter;
-    for (const each of filterButtons) each.setAttribute("aria-pressed", String(each === button));
-    render();
-  });
+  button.addEventListener("click", () => choose(button.dataset.filter));
 }
 
-updateAddButton();
+recallTitle();
+if (location.hash.slice(1) in EMPTY_TEXT) choose(location.hash.slice(1));
 live.subscribe(render);
 showStatus($("status"), live);
+live.onStatus((status) => {
+  if (status === "live" && problem.textContent === UNREACHABLE) refuse("");
+});
 explainIfMissing();
 
 async function explainIfMissing() {
