@@ -270,6 +270,8 @@ def test_a_damaged_page_of_the_log_is_named_and_left_alone(hub: HubProcess, name
     page = root_page(log, name)
     run_sql(log, "PRAGMA wal_checkpoint(TRUNCATE)")
     size = len(damage(log, page))
+    # A disk damages a page without a write, so the file's mark would still be the one that was left.
+    beside(hub.database, "-cdchub.lock").unlink()
     one_line(cdchub("serve", hub.database, "--port", "0"), str(log), "malformed")
     assert log.stat().st_size == size
     if name != "meta":  # which nobody needs for reading

@@ -73,7 +73,7 @@ def test_without_a_connection_a_message_stays_in_the_box(demo: HubProcess, windo
     expect(box(ann)).to_have_value("is anybody there?")
     expect(texts(ann)).to_have_count(0)
     demo.start()
-    expect(problem(ann)).to_have_text("The connection is back: press Enter to send your message.")
+    expect(problem(ann)).to_have_text("The connection is back: send your message again.")
     box(ann).press("Enter")
     expect(texts(ann)).to_have_text(["is anybody there?"])
     expect(box(ann)).to_have_value("")

@@ -265,7 +265,7 @@ def test_a_refused_order_is_taken_back(demo: HubProcess, windows: Windows) -> No
     grab(page, "milk")
     move_over(page, "eggs")
     page.mouse.up()
-    expect(problem(page)).to_contain_text("not today")
+    expect(problem(page)).to_contain_text("Not today")
     expect(titles(page)).to_have_text(["milk", "bread", "eggs"])
     assert stored_titles(demo) == ["milk", "bread", "eggs"]
 
