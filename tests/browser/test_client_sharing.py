@@ -268,7 +268,6 @@ def test_a_holder_that_stands_still_is_replaced(hub: HubProcess, windows: Window
     for page in (second, third):
         wait_for_titles(page, ["a"])
         wait_live(page)
-    assert "reconnecting" in told(second, "statuses")
     devtools.send("Page.setWebLifecycleState", {"state": "active"})
     wait_for_streams(hub, {"ws": 1})
     insert(hub.database, "b")
