@@ -200,3 +200,18 @@ def test_rows_that_a_newer_trigger_hid_from_ours_are_told(
         run_sql(database, "INSERT INTO todos(id) VALUES ('b')")
         hub.wait_for_lsn(change["lsn"] + 1)
         assert hub.stop() == 0
+
+
+async def test_a_comparison_that_takes_too_long_holds_nobody_up(
+    database: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It replays the log, and nothing is delivered meanwhile."""
+    async with Hub(database, config=config(compare_s_max=1e-6)) as hub:
+        async with contextlib.aclosing(hub.subscribe("todos")) as changes:
+            await audited(hub)
+            write_without_triggers(database, "INSERT INTO todos(id) VALUES ('escaped')")
+            await until(lambda: "can't" in caplog.text, "the warning")
+            run_sql(database, "INSERT INTO todos(id) VALUES ('b')")
+            async with asyncio.timeout(PATIENCE_S):
+                assert (await anext(changes))["key"] == {"id": "b"}
+        assert hub.failing is None

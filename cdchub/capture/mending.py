@@ -7,6 +7,7 @@ and given back as long as somebody was quicker.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from enum import Enum, auto
 from itertools import count
@@ -18,6 +19,7 @@ from cdchub.capture.difference import differs
 from cdchub.capture.outbox import outbox_head
 from cdchub.capture.source import Batch, Source
 from cdchub.capture.telling import TOLD_ROWS_MAX
+from cdchub.config import CaptureConfig
 from cdchub.log.protocol import AppendLog, KnownRows
 
 # How often the lock is given back to read what somebody else has written; then writers wait.
@@ -42,12 +44,16 @@ class Mender:
         choice: Choice | None,
         *,
         append: Callable[[Batch], None],
-        batch_rows: int,
+        config: CaptureConfig,
+        stopping: Callable[[], bool],
     ) -> None:
+        """`stopping`: whether the hub is about to end, so that what can wait does."""
         self._log = log
+        self._stopping = stopping
+        self._compare_s_max = config.compare_s_max
         self._choice = choice
         self._append = append
-        self._batch_rows = batch_rows
+        self._batch_rows = config.batch_rows
 
     def reconcile(
         self, source: Source, *, strict: bool, escaped: Sequence[str]
@@ -65,7 +71,12 @@ class Mender:
         names = sorted({*(suspects or ()), *escaped})
         known = None
         if names:
-            known = self._log.known_rows(names, rows_max=2 * TOLD_ROWS_MAX, as_told=bool(escaped))
+            known = self._log.known_rows(
+                names,
+                rows_max=2 * TOLD_ROWS_MAX,
+                as_told=bool(escaped),
+                give_up=self._in_time(),
+            )
         try:
             return self._reconcile_with(source, known, strict=strict, escaped=escaped)
         finally:
@@ -109,11 +120,22 @@ class Mender:
                 return
             self._append(batch)
 
+    def _in_time(self) -> Callable[[], bool]:
+        """Says when a comparison that begins now has taken too long: nothing is delivered meanwhile."""
+        until_s = time.monotonic() + self._compare_s_max
+        return lambda: time.monotonic() > until_s
+
     def compare(self, source: Source, table: str) -> Finding:
         """Whether a table holds exactly what the log has told."""
-        known = self._log.known_rows([table], rows_max=TOLD_ROWS_MAX, as_told=True)
+        too_late = self._in_time()
+        known = self._log.known_rows(
+            [table],
+            rows_max=TOLD_ROWS_MAX,
+            as_told=True,
+            give_up=lambda: self._stopping() or too_late(),
+        )
         if known is None:
-            return Finding.UNKNOWN
+            return Finding.UNDER_WAY if self._stopping() else Finding.UNKNOWN
         try:
             with read_transaction(source.connection):
                 shapes = [source.captured.shapes[i] for i in source.captured.active]

@@ -21,11 +21,7 @@ from cdchub.capture import install
 from cdchub.capture.audit import CANNOT_COMPARE, Auditor
 from cdchub.capture.base_keeper import BaseKeeper
 from cdchub.capture.choice import Choice, warnings_for
-from cdchub.capture.connection import (
-    SourcePaths,
-    read_transaction,
-    translated,
-)
+from cdchub.capture.connection import SourcePaths, read_transaction, translated
 from cdchub.capture.driver import BadStatement, Busy
 from cdchub.capture.handover import Handover
 from cdchub.capture.history import begin_history, break_in_history, continue_history
@@ -82,7 +78,9 @@ class Tailer:
         self._auditor = Auditor(capture)
         # Whether the last look left something.
         self._more = False
-        self._mender = Mender(log, choice, append=self._append, batch_rows=capture.batch_rows)
+        self._mender = Mender(
+            log, choice, append=self._append, config=capture, stopping=self._stop.is_set
+        )
         self._upkeep = Upkeep(log, self._bases, config)
 
     # Called from outside.

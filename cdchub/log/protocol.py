@@ -3,7 +3,7 @@ from one to the others promise."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -193,7 +193,12 @@ class AppendLog(Protocol):
         ...
 
     def known_rows(
-        self, tables: Sequence[str], *, rows_max: int, as_told: bool = False
+        self,
+        tables: Sequence[str],
+        *,
+        rows_max: int,
+        as_told: bool = False,
+        give_up: Callable[[], bool] = ...,
     ) -> KnownRows | None: ...
 
     def catch_up(self, known: KnownRows) -> None: ...

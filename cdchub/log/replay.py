@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from cdchub.change import Entry
 from cdchub.log.bases import read_bases, read_chunks
 from cdchub.log.entries import read_entries
 from cdchub.log.protocol import Cursor, Narrowing
 from cdchub.log.replica import Replica
+
+# So many changes are applied before anybody is asked whether to go on: some 5 ms.
+_ASK_EVERY = 1_000
+
+
+class GaveUp(Exception):
+    """Whoever wanted it can wait no longer."""
 
 
 def replica_at(
@@ -20,11 +28,12 @@ def replica_at(
     tables: Sequence[str] | None = None,
     rows_max: int | None = None,
     base: int = -1,
+    give_up: Callable[[], bool] = lambda: False,
 ) -> Replica | None:
     """The tables as they were at `lsn`, or None where no base snapshot reaches back so far.
 
     `rows_max`: a table that had so many rows in the base counts as unknown, for the sake of time.
-    `base`: which one to begin with; by itself the newest.
+    `base`: which one to begin with; by itself the newest. Raises `GaveUp` when `give_up` says so.
     """
     usable = [each for each in read_bases(db) if each.epoch == epoch_number and each.lsn <= lsn]
     if not usable:
@@ -40,7 +49,7 @@ def replica_at(
                 replica.forget(table)
             else:
                 replica.load(table, lines)
-        advance(db, replica, epoch_number, lsn, tables=tables)
+        advance(db, replica, epoch_number, lsn, tables=tables, give_up=give_up)
     except BaseException:
         replica.close()
         raise
@@ -54,8 +63,17 @@ def advance(
     lsn: int,
     *,
     tables: Sequence[str] | None = None,
+    give_up: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Applies what the log has after the replica, up to `lsn`."""
+    """Applies what the log has after the replica, up to `lsn`. Raises `GaveUp`."""
     narrowing = Narrowing(None if tables is None else tuple(tables))
-    replica.apply(read_entries(db, Cursor(epoch_number, replica.lsn), lsn, narrowing))
+    entries = read_entries(db, Cursor(epoch_number, replica.lsn), lsn, narrowing)
+    replica.apply(_as_long_as_wanted(entries, give_up))
     replica.lsn = lsn
+
+
+def _as_long_as_wanted(entries: Iterable[Entry], give_up: Callable[[], bool]) -> Iterator[Entry]:
+    for place, entry in enumerate(entries):
+        if place % _ASK_EVERY == 0 and give_up():
+            raise GaveUp
+        yield entry

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from cdchub.log.protocol import (
     SourceMark,
     Tail,
 )
-from cdchub.log.replay import advance, replica_at
+from cdchub.log.replay import GaveUp, advance, replica_at
 from cdchub.log.replica import Replica
 from cdchub.position import Epoch, new_epoch
 
@@ -225,12 +225,18 @@ class LogWriter:
             bases.drop_unfinished(self._db)
 
     def known_rows(
-        self, tables: Sequence[str], *, rows_max: int, as_told: bool = False
+        self,
+        tables: Sequence[str],
+        *,
+        rows_max: int,
+        as_told: bool = False,
+        give_up: Callable[[], bool] = lambda: False,
     ) -> Replica | None:
         """What these tables hold by the log, at its head; None where there is no base snapshot.
 
         A table with more than `rows_max` rows may count as unknown. `as_told`: as followers were
         told by changes, from the oldest base that will do: a later one may hold what escaped capture.
+        None also when `give_up` says that nobody can wait longer.
         """
         present = self.state().present
         number, head_lsn = present.number, present.head_lsn
@@ -239,7 +245,18 @@ class LogWriter:
         for base in range(len(usable)) if as_told else (-1,):
             if known is not None:
                 known.close()
-            known = replica_at(self._db, number, head_lsn, tables=tables, rows_max=rows_max, base=base)
+            try:
+                known = replica_at(
+                    self._db,
+                    number,
+                    head_lsn,
+                    tables=tables,
+                    rows_max=rows_max,
+                    base=base,
+                    give_up=give_up,
+                )
+            except GaveUp:
+                return None
             if known is None or all(map(known.knows, tables)):
                 break
         return known
