@@ -24,7 +24,7 @@ from cdchub.writing import SourceWriter
 logger = logging.getLogger("cdchub")
 
 # Between two steps, on average. The gaps are exponential, as those of people who come by themselves.
-MEAN_GAP_S = 1.2
+MEAN_GAP_S = 2.4
 # One day more than the dashboard's chart shows.
 ORDER_LIFE_MS = 8 * DAY_MS
 REFUND_WITHIN_MS = 7 * DAY_MS
@@ -80,10 +80,10 @@ def counts_at(now_ms: int) -> Statement:
     return COUNTS, (day_ms, visit_ms, day_ms, week_ms, week_ms, day_ms)
 
 
-# Weights of the steps. With the gap above: something on the dashboard moves every five seconds or so,
-# an order comes every 16 s.
+# Weights of the steps. With the gap above: something on the dashboard moves every four seconds or so,
+# an order comes every 15 s. A touch says little to those who watch, so there are not many.
 _WEIGHTS = {
-    Step.TOUCH: 24.0,
+    Step.TOUCH: 6.0,
     Step.VISIT: 3.0,
     Step.ORDER: 2.5,
     Step.SIGN_UP: 1.2,

@@ -199,12 +199,50 @@ def test_a_second_room_keeps_the_first_and_counts_what_is_unread(
     expect(room_link(ann, "lobby")).to_have_attribute("aria-current", "true")
 
 
+def test_what_was_read_in_one_tab_is_read_in_the_others(demo: HubProcess, windows: Windows) -> None:
+    ann = enter(windows, demo.url, "ann")
+    room_link(ann, "help").click()
+    expect(ann.get_by_role("heading", name="help")).to_be_visible()
+    expect_live(ann)
+    other = ann.context.new_page()
+    other.goto(f"{demo.url}/chat?room=help")
+    expect_live(other)
+    for each in (ann, other):
+        room_link(each, "lobby").click()
+        expect(each.get_by_role("heading", name="lobby")).to_be_visible()
+    put(demo.database, ["psst", "again"], room="help")
+    for each in (ann, other):
+        expect(room_link(each, "help")).to_have_accessible_name("help 2 unread")
+    room_link(other, "help").click()
+    expect(texts(other).last).to_have_text("again")
+    expect(room_link(ann, "help")).to_have_accessible_name("help")
+
+
+@pytest.mark.parametrize("size", [(844, 390), (390, 500), (720, 450)], ids="{0[0]}x{0[1]}".format)
+def test_a_low_window_has_room_for_messages(
+    demo: HubProcess, windows: Windows, size: tuple[int, int]
+) -> None:
+    put(demo.database, [f"line {number}" for number in range(30)])
+    width, height = size
+    ann = enter(windows, demo.url, "ann", viewport={"width": width, "height": height})
+    expect(texts(ann).last).to_be_in_viewport()
+    expect(box(ann)).to_be_in_viewport(ratio=1)
+    log = ann.locator("#log").bounding_box()
+    assert log is not None
+    assert log["height"] >= 0.33 * height
+    # Nothing has to be scrolled but the messages.
+    assert ann.evaluate("document.documentElement.scrollHeight <= innerHeight")
+
+
 def test_any_room_can_be_joined_and_left(demo: HubProcess, windows: Windows) -> None:
     put(demo.database, ["psst"], room="lately")
     ann = enter(windows, demo.url, "ann")
     expect(room_link(ann, "lately")).to_be_visible()
+    join = ann.get_by_role("button", name="Join", exact=True)
+    expect(join).to_be_disabled()
     new = ann.get_by_role("textbox", name="Join another room")
     new.fill("  Büro №7  ")
+    expect(join).to_be_enabled()
     new.press("Enter")
     expect(ann.get_by_role("heading", name="Büro №7")).to_be_visible()
     expect_live(ann)
@@ -252,7 +290,21 @@ def test_a_name_is_asked_for_once(demo: HubProcess, windows: Windows) -> None:
     expect(members(page)).to_have_text(["Zoë (you)"])
 
     box(page).fill("half a thought")
-    page.get_by_role("button", name="Change name").click()
+    change = page.get_by_role("button", name="Change name")
+    for wave_off in (
+        lambda: name.press("Escape"),
+        lambda: page.get_by_role("button", name="Cancel").click(),
+    ):
+        change.click()
+        name.fill("Somebody")
+        wave_off()
+        expect(page.get_by_role("dialog")).to_be_hidden()
+        expect(page.locator("#you")).to_have_text("Zoë")
+    change.click()
+    name.fill("  ")
+    name.press("Enter")
+    expect(page.get_by_role("dialog")).to_be_visible()
+    assert name.evaluate("it => it.validationMessage") == "A name is required"
     name.fill("Zoe")
     name.press("Enter")
     expect(members(page)).to_have_text(["Zoe (you)"])

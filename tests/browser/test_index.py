@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -40,6 +41,11 @@ def test_changes_show_as_they_happen(demo: HubProcess, windows: Windows) -> None
     run_sql(demo.database, "UPDATE todos SET title = 'oat milk', completed = 1")
     expect(feed(page).first).to_contain_text("UPDATE")
     expect(feed(page).first).to_contain_text("title milk → oat milk completed 0 → 1")
+    # Which row it was, where a text of it says so; and a time as a time.
+    run_sql(demo.database, "UPDATE todos SET completed = 0, updated_at = 1000 * strftime('%s', 'now')")
+    expect(feed(page).first).to_contain_text(
+        re.compile(r"todos oat milk completed 1 → 0 updated_at \d+ → \d+:\d\d:\d\d [AP]M")
+    )
     run_sql(demo.database, "INSERT INTO users(id, name) VALUES ('u', '<b>Ada</b>')")
     expect(feed(page).first).to_contain_text("users name <b>Ada</b>")
     run_sql(demo.database, "DELETE FROM users")
@@ -89,6 +95,28 @@ def test_it_leads_to_what_the_database_has(demo: HubProcess, windows: Windows) -
     assert paths == ["/todos", "/dashboard", "/chat", "/console"]
     code = page.locator("pre", has_text="EventSource")
     expect(code).to_have_text(f"new EventSource('{demo.url}/cdc/stream?table=*')")
+
+
+SHIFTS = """
+  window.shifts = [];
+  new PerformanceObserver((list) => {
+    for (const { value, sources } of list.getEntries())
+      if (!sources.every(({ node }) => node?.closest?.("#changes, #status"))) shifts.push(value);
+  }).observe({ type: "layout-shift", buffered: true });
+"""
+
+
+@pytest.mark.parametrize("device", [{}, PHONE], ids=["desktop", "phone"])
+def test_nothing_that_was_shown_moves_while_it_loads(
+    demo: HubProcess, windows: Windows, device: dict[str, object]
+) -> None:
+    page = windows.open("about:blank", **device)
+    page.add_init_script(SHIFTS)
+    page.goto(demo.url)
+    expect(page.get_by_role("status")).to_have_text("Live")
+    expect(page.locator("#shell")).to_contain_text(str(demo.database))
+    expect(page.locator("body[data-unknown]")).to_have_count(0)
+    assert page.evaluate("shifts") == []
 
 
 @pytest.mark.parametrize("device", [{}, PHONE], ids=["desktop", "phone"])

@@ -40,6 +40,11 @@ export const rememberName = (name) => remember(NAME, name);
 /** The names of the rooms that were joined when this browser was last here. */
 export const recallJoined = () => [...recallRooms().keys()].slice(0, ROOMS_MAX);
 
+/** Calls `run` when another tab of this browser has read on. */
+export function onReadElsewhere(run) {
+  addEventListener("storage", ({ key }) => key === ROOMS && run());
+}
+
 /** One joined room. */
 export class Joined {
   /**
@@ -115,6 +120,15 @@ export class Joined {
     if (this.read !== undefined && this.read?.id === last?.messageId) return;
     this.read = last ? { id: last.messageId, lsn: last.lsn } : null;
     remember(ROOMS, JSON.stringify([...recallRooms().set(this.name, this.read)]));
+  }
+
+  /** Takes over how far another tab has read, if that is further. */
+  readElsewhere() {
+    const before = this.read;
+    this.read = recallRooms().get(this.name) ?? before;
+    const unread = this.countUnread();
+    if (unread < this.unread) this.unread = unread;
+    else this.read = before;
   }
 
   /** Leaves it, and doesn't come back by itself. */

@@ -2,7 +2,14 @@
 import { connection } from "/cdc/client.js";
 import { RoomList, setText, showMembers } from "./chat-lists.js";
 import { MessageLog } from "./chat-log.js";
-import { Joined, ROOMS_MAX, recallJoined, recallName, rememberName } from "./chat-rooms.js";
+import {
+  Joined,
+  ROOMS_MAX,
+  onReadElsewhere,
+  recallJoined,
+  recallName,
+  rememberName,
+} from "./chat-rooms.js";
 import { typingText } from "./chat-text.js";
 import { keepDraft } from "./drafts.js";
 import { showStatus } from "./status.js";
@@ -262,11 +269,22 @@ $("join").addEventListener("submit", (event) => {
   const name = cleaned($("join-name").value, ROOM_CHARS_MAX);
   if (!name) return;
   $("join-name").value = "";
+  joinTyped();
   open(name);
   focusBox();
 });
+function joinTyped() {
+  $("join-button").disabled = !cleaned($("join-name").value, ROOM_CHARS_MAX);
+}
+$("join-name").addEventListener("input", joinTyped);
+// What a browser filled in again after a reload.
+joinTyped();
 $("rooms-toggle").addEventListener("click", (event) => {
   toggleRooms(event.currentTarget.getAttribute("aria-expanded") === "false");
+});
+onReadElsewhere(() => {
+  for (const room of joined.values()) room.readElsewhere();
+  if (front) show();
 });
 addEventListener("popstate", () => open(roomAsked(), { replace: true }));
 addEventListener("resize", fitBox);
@@ -282,12 +300,21 @@ document.addEventListener("visibilitychange", () => {
 /** Asks for a name; whoever waves it off keeps the one that is there. */
 async function askName(present) {
   $("name").value = present;
+  nameTyped();
+  $("cancel").hidden = user === null;
+  setText($("take-name"), user === null ? "Start chatting" : "Change name");
   who.returnValue = "";
   who.showModal();
   $("name").select();
   await new Promise((closed) => who.addEventListener("close", closed, { once: true }));
-  return cleaned($("name").value, NAME_CHARS_MAX) || present;
+  return who.returnValue ? cleaned($("name").value, NAME_CHARS_MAX) : present;
 }
+
+function nameTyped() {
+  const isBlank = !cleaned($("name").value, NAME_CHARS_MAX);
+  $("name").setCustomValidity(isBlank ? "A name is required" : "");
+}
+$("name").addEventListener("input", nameTyped);
 
 function become(name) {
   user = name;

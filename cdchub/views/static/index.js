@@ -81,7 +81,7 @@ function rowOf(change, isNew) {
   for (const [name, value] of summary(change)) {
     const column = document.createElement("i");
     column.textContent = name;
-    what.append(" ", column, ` ${value}`);
+    what.append(" ", ...(name ? [column, " "] : []), value);
   }
   what.title = what.textContent;
   const time = document.createElement("time");
@@ -92,21 +92,32 @@ function rowOf(change, isNew) {
   return row;
 }
 
-/** What a person would say of a change: an update's columns that differ, otherwise the row. */
+/** What a person would say of a change: of which row, if a text says so, and an update's columns that
+ * differ; otherwise the row. */
 function summary({ oldValue, newValue, key }) {
   const row = newValue ?? oldValue ?? key;
   const names = Object.keys(row).filter((name) => !(name in key));
   if (!oldValue || !newValue) return names.map((name) => [name, short(row[name])]);
-  return names
-    .map((name) => [name, short(oldValue[name]), short(newValue[name])])
+  const all = names.map((name) => [name, short(oldValue[name]), short(newValue[name])]);
+  const label = all.find(([name, before, after]) => before === after && isLabel(row[name]));
+  const changed = all
     .filter(([, before, after]) => before !== after)
     .map(([name, before, after]) => [name, `${before} → ${after}`]);
+  return label ? [["", label[2]], ...changed] : changed;
 }
 
+const isLabel = (value) => typeof value === "string" && value.trim() !== "";
+
 function short(value) {
+  if (isTime(value)) return new Date(value).toLocaleTimeString();
   // A column that is new has no old value.
   const text = typeof value === "string" ? value : JSON.stringify(value ?? null);
   return text.length > VALUE_CHARS_MAX ? `${text.slice(0, VALUE_CHARS_MAX)}…` : text;
+}
+
+/** Milliseconds of today. A number that happens to be one is told exactly by the console. */
+function isTime(value) {
+  return Number.isInteger(value) && new Date(value).toDateString() === new Date().toDateString();
 }
 
 function has(tables, wanted) {
@@ -128,7 +139,8 @@ function example(tables) {
   if (has(tables, PAGES.todos)) {
     return (
       "INSERT INTO todos(id, title, position, created_at, updated_at) " +
-      "VALUES (hex(randomblob(8)), 'From the shell', 0, 0, 0)"
+      "SELECT hex(randomblob(8)), 'From the shell', 0, ms, ms " +
+      "FROM (SELECT 1000 * strftime('%s', 'now') AS ms)"
     );
   }
   if (tables.length === 0) return "CREATE TABLE notes(id INTEGER PRIMARY KEY, text)";
@@ -151,6 +163,7 @@ function describe(tables, status) {
   }
   document.getElementById("shell").textContent =
     `sqlite3 ${shellWord(status.database)} ${shellWord(example(tables))}`;
+  delete document.body.dataset.unknown;
 }
 
 async function start() {
