@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -138,6 +139,14 @@ def test_an_hour_has_everything_in_it(db: sqlite3.Connection) -> None:
         assert value(db, f"SELECT count(*) FROM {table} WHERE created_at > ?", NOW_MS) > 10
     assert value(db, refunded) > before
     assert value(db, "SELECT count(*) FROM sessions WHERE last_active > created_at") > 10
+    for room in ROOMS:
+        said = [
+            content
+            for (content,) in db.execute(
+                "SELECT content FROM messages WHERE room = ? ORDER BY created_at, rowid", (room,)
+            )
+        ]
+        assert all(one != next for one, next in itertools.pairwise(said))
     assert todos_most == TODOS_MAX
 
 

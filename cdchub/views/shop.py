@@ -7,6 +7,7 @@ session's token is such an id too: a primary key is part of every change, so it 
 
 from __future__ import annotations
 
+import json
 from random import Random
 
 from cdchub.change import SqliteValue
@@ -93,9 +94,15 @@ def total(random: Random) -> float:
 
 
 def chat_line(random: Random, *, room: str, at_ms: int) -> Statement:
+    """The room's sayings by turns, so that nobody repeats what was said just now."""
     name = random.choice(_FIRST_NAMES).lower()
-    sql = "INSERT INTO messages(id, room, user_id, content, created_at) VALUES (?, ?, ?, ?, ?)"
-    return sql, (new_id(random), room, name, random.choice(_SAYINGS[room]), at_ms)
+    sayings = _SAYINGS[room]
+    place = f"((SELECT count(*) FROM messages WHERE room = ?) % {len(sayings)})"
+    sql = (
+        "INSERT INTO messages(id, room, user_id, content, created_at)"
+        f" SELECT ?, ?, ?, json_extract(?, '$[' || {place} || ']'), ?"
+    )
+    return sql, (new_id(random), room, name, json.dumps(sayings), room, at_ms)
 
 
 def todo(random: Random, *, at_ms: int) -> Statement:

@@ -46,6 +46,10 @@ def test_changes_show_as_they_happen(demo: HubProcess, windows: Windows) -> None
     expect(feed(page).first).to_contain_text(
         re.compile(r"todos oat milk completed 1 → 0 updated_at \d+ → \d+:\d\d:\d\d [AP]M")
     )
+    run_sql(demo.database, "INSERT INTO orders VALUES ('o', 'u1', 9.5, 'paid', 1)")
+    expect(feed(page).first).to_contain_text("orders total 9.5 status paid created_at 1 user_id u1")
+    run_sql(demo.database, "UPDATE orders SET total = 8")
+    expect(feed(page).first).to_contain_text("orders paid total 9.5 → 8")
     run_sql(demo.database, "INSERT INTO users(id, name) VALUES ('u', '<b>Ada</b>')")
     expect(feed(page).first).to_contain_text("users name <b>Ada</b>")
     run_sql(demo.database, "DELETE FROM users")

@@ -96,17 +96,20 @@ function rowOf(change, isNew) {
  * differ; otherwise the row. */
 function summary({ oldValue, newValue, key }) {
   const row = newValue ?? oldValue ?? key;
-  const names = Object.keys(row).filter((name) => !(name in key));
+  const others = Object.keys(row).filter((name) => !(name in key));
+  // The ids of other rows say the least.
+  const names = [...others.filter((name) => !isId(name)), ...others.filter(isId)];
   if (!oldValue || !newValue) return names.map((name) => [name, short(row[name])]);
   const all = names.map((name) => [name, short(oldValue[name]), short(newValue[name])]);
-  const label = all.find(([name, before, after]) => before === after && isLabel(row[name]));
+  const label = all.find(([name, before, after]) => before === after && isLabel(name, row[name]));
   const changed = all
     .filter(([, before, after]) => before !== after)
     .map(([name, before, after]) => [name, `${before} → ${after}`]);
   return label ? [["", label[2]], ...changed] : changed;
 }
 
-const isLabel = (value) => typeof value === "string" && value.trim() !== "";
+const isId = (name) => /(^|_)id$/i.test(name);
+const isLabel = (name, value) => typeof value === "string" && value.trim() && !isId(name);
 
 function short(value) {
   if (isTime(value)) return new Date(value).toLocaleTimeString();
