@@ -1,13 +1,16 @@
-"""Takes the pictures of docs/images: `python -m docs.screenshots`, from the repository's root.
+"""Takes pictures of the pages of a real `cdchub demo`, in Debian's Chromium, from the root.
 
-The pages are those of a real `cdchub demo`, in Debian's Chromium.
+`python -m docs.screenshots` takes those that the README shows; `python -m docs.screenshots FOLDER` all
+pages in all sizes and both themes, to look at.
 """
 
 from __future__ import annotations
 
+import argparse
 import base64
 import shutil
 import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -35,14 +38,20 @@ TODOS = (
 OTHER_PAGES = {
     "index": "/",
     "dashboard": "/dashboard",
-    "chat": "/chat?room=lobby",
+    "chat": "/chat?room=lobby&user=ada",
     "console": "/console",
 }
+IN_README = ("dashboard-desktop-light", "chat-desktop-dark", "console-desktop-light")
+MOVED_LSN = 20
 BY_SHELL = "Written with the sqlite3 shell"
 
 
 def main() -> None:
-    IMAGES.mkdir(exist_ok=True)
+    parser = argparse.ArgumentParser(description="takes pictures of the demo's pages")
+    parser.add_argument("folder", nargs="?", type=Path, help="all of them, into this folder")
+    wanted: Path | None = parser.parse_args().folder
+    images = wanted or IMAGES
+    images.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         database = Path(folder) / "cdchub-demo.db"
         browser = playwright.chromium.launch(
@@ -50,17 +59,47 @@ def main() -> None:
         )
         with HubProcess(database, command=["demo", "--quiet"], cwd=Path(folder)) as hub:
             put(database, *({"title": title, "completed": completed} for title, completed in TODOS))
-            for size, theme in product(SIZES, THEMES):
-                page = open_page(browser, hub, "/todos", size, theme)
-                expect(page.get_by_role("listitem")).to_have_count(len(TODOS))
-                save(f"todos-{size}-{theme}.png", page)
-            save_bytes("todos-two-windows.png", two_windows(browser, hub))
+            if wanted:
+                take(browser, hub, {"todos": "/todos"}, images, also=has_all_todos)
+            else:
+                save(images / "todos-two-windows.png", two_windows(browser, hub))
         with HubProcess(database, command=["demo"], cwd=Path(folder)) as hub:
-            for (name, path), size, theme in product(OTHER_PAGES.items(), SIZES, THEMES):
-                page = open_page(browser, hub, path, size, theme)
-                expect(page.get_by_role("status").first).to_have_text("Live")
-                save(f"{name}-{size}-{theme}.png", page)
+            # Until the demo's people have done something of everything.
+            hub.wait_for_lsn(MOVED_LSN)
+            only = None if wanted else IN_README
+            take(browser, hub, OTHER_PAGES, images, only=only, also=has_numbers)
         browser.close()
+
+
+def take(
+    browser: Browser,
+    hub: HubProcess,
+    pages: Mapping[str, str],
+    images: Path,
+    *,
+    only: Sequence[str] | None = None,
+    also: Callable[[Page], None] = lambda _: None,
+) -> None:
+    """Each page in each size and theme. `also` waits for what must be there besides "Live"."""
+    for (name, path), size, theme in product(pages.items(), SIZES, THEMES):
+        picture = f"{name}-{size}-{theme}"
+        if only is not None and picture not in only:
+            continue
+        page = open_page(browser, hub, path, size, theme)
+        expect(page.get_by_role("status").first).to_have_text("Live")
+        also(page)
+        wait_until_still(page)
+        save(images / f"{picture}.png", page.screenshot())
+        page.context.close()
+
+
+def has_numbers(page: Page) -> None:
+    """The console knows a rate when it has asked twice."""
+    expect(page.get_by_text("–", exact=True)).to_have_count(0)
+
+
+def has_all_todos(page: Page) -> None:
+    expect(page.get_by_role("listitem")).to_have_count(len(TODOS))
 
 
 def open_page(browser: Browser, hub: HubProcess, path: str, size: str, theme: Any) -> Page:
@@ -104,15 +143,10 @@ def two_windows(browser: Browser, hub: HubProcess) -> bytes:
     return frame.screenshot()
 
 
-def save(name: str, page: Page) -> None:
-    save_bytes(name, page.screenshot())
-    page.context.close()
-
-
-def save_bytes(name: str, picture: bytes) -> None:
-    assert len(picture) <= IMAGE_BYTES_MAX, f"{name} has {len(picture)} bytes"
-    (IMAGES / name).write_bytes(picture)
-    print(f"{name}: {len(picture)} bytes")
+def save(path: Path, picture: bytes) -> None:
+    assert len(picture) <= IMAGE_BYTES_MAX, f"{path} has {len(picture)} bytes"
+    path.write_bytes(picture)
+    print(f"{path}: {len(picture)} bytes")
 
 
 if __name__ == "__main__":

@@ -100,12 +100,12 @@ function summary({ oldValue, newValue, key }) {
   // The ids of other rows say the least.
   const names = [...others.filter((name) => !isId(name)), ...others.filter(isId)];
   if (!oldValue || !newValue) return names.map((name) => [name, short(row[name])]);
-  const all = names.map((name) => [name, short(oldValue[name]), short(newValue[name])]);
-  const label = all.find(([name, before, after]) => before === after && isLabel(name, row[name]));
-  const changed = all
-    .filter(([, before, after]) => before !== after)
-    .map(([name, before, after]) => [name, `${before} → ${after}`]);
-  return label ? [["", label[2]], ...changed] : changed;
+  const isSame = (name) => JSON.stringify(oldValue[name]) === JSON.stringify(newValue[name]);
+  const label = names.find((name) => isSame(name) && isLabel(name, row[name]));
+  const changed = names
+    .filter((name) => !isSame(name))
+    .map((name) => [name, `${short(oldValue[name])} → ${short(newValue[name])}`]);
+  return label ? [["", short(row[label])], ...changed] : changed;
 }
 
 const isId = (name) => /(^|_)id$/i.test(name);
