@@ -167,7 +167,7 @@ class CatchUp:
         for entry in last if subscriber.is_open else ():
             position = self._present.position(Cursor(subscriber.cursor.epoch, entry.lsn))
             if position is not None and ends_transaction(entry):
-                subscriber.sink.write(subscriber.feed.framer.heartbeat(position))
+                subscriber.sink.write(subscriber.feed.framer.transaction_end(position))
                 subscriber.is_open = False
 
     async def _send_conflated(self, subscriber: Subscriber) -> None:

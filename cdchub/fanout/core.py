@@ -340,7 +340,7 @@ class Core:
             subscriber.told_caught_up = True
             subscriber.sink.write(framer.caught_up(self.present.head))
         elif subscriber.is_open:
-            subscriber.sink.write(framer.heartbeat(self.present.head))
+            subscriber.sink.write(framer.transaction_end(self.present.head))
         subscriber.is_open = False
 
     def _sign_all(self) -> None:

@@ -51,6 +51,10 @@ class Framer(Protocol):
 
     def heartbeat(self, position: Position | None) -> bytes: ...
 
+    def transaction_end(self, position: Position) -> bytes:
+        """To a reader that doesn't see the transaction's last change."""
+        ...
+
     def caught_up(self, position: Position) -> bytes: ...
 
     def reset(

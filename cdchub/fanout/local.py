@@ -39,6 +39,9 @@ class LocalFramer:
     def heartbeat(self, position: Position | None) -> bytes:
         return b""
 
+    def transaction_end(self, position: Position) -> bytes:
+        return b""
+
     def caught_up(self, position: Position) -> bytes:
         return b""
 

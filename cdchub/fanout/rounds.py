@@ -212,7 +212,7 @@ class Rounds:
                 if feed not in found or found[feed][-1][0] < end:
                     del self._open[feed]
                     position = Position(epoch, Lsn(end))
-                    frames.setdefault(feed, []).append(feed.framer.heartbeat(position))
+                    frames.setdefault(feed, []).append(feed.framer.transaction_end(position))
         return frames
 
     def _append(self) -> list[Entry]:

@@ -33,6 +33,10 @@ class SseFramer:
     def heartbeat(self, position: Position | None) -> bytes:
         return f": ping\n{_id_line(position)}\n".encode()
 
+    def transaction_end(self, position: Position) -> bytes:
+        # An event, because a browser shows its page no id that comes without one.
+        return _event("transaction-end", {"position": str(position)}, id=str(position))
+
     def caught_up(self, position: Position) -> bytes:
         return _event("caught-up", {"position": str(position)}, id=str(position))
 

@@ -67,6 +67,9 @@ class _Framer:
     def heartbeat(self, position: Position | None) -> bytes:
         return b"" if position is None else self._notice("heartbeat", position=str(position))
 
+    def transaction_end(self, position: Position) -> bytes:
+        return self.heartbeat(position)
+
     def caught_up(self, position: Position) -> bytes:
         return self._notice("caught-up", position=str(position))
 

@@ -51,6 +51,8 @@ class Relay:
         self._deafening = threading.Event()
         self._flowing = threading.Event()
         self._flowing.set()
+        self._stall_before: bytes | None = None
+        self.is_stalled = False
         self._sockets: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self._run(self._accept)
@@ -72,7 +74,13 @@ class Relay:
         """What the hub says gets lost; requests still arrive."""
         self._deafening.set()
 
+    def stall_before(self, words: bytes) -> None:
+        """The next stream's bytes with these words stop before them."""
+        self._flowing.clear()
+        self._stall_before = words
+
     def release(self) -> None:
+        self.is_stalled = False
         self._swallowing.clear()
         self._deafening.clear()
         self._flowing.set()
@@ -175,6 +183,14 @@ class Relay:
                     continue
                 if carried:
                     stream = carried[-1]
+                    if self._stall_before is not None and self._stall_before in data:
+                        before = data.index(self._stall_before)
+                        self._stall_before = None
+                        browser.sendall(data[:before])
+                        stream.answer += data[:before]
+                        data = data[before:]
+                        self.is_stalled = True
+                        self._flowing.wait()
                     if stream.bytes_max is not None:
                         data = data[: stream.bytes_max - len(stream.answer)]
                     stream.answer += data

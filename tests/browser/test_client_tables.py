@@ -277,6 +277,35 @@ def test_a_transaction_that_is_cut_on_its_way_is_not_shown_until_it_is_whole(
     assert set(shown[1:-1]) <= {(10, 0), (3_000, 0)}
 
 
+@both_transports
+def test_a_line_that_stalls_in_a_transaction_shows_nothing_of_it(
+    hub: HubProcess, windows: Windows, way: Relay
+) -> None:
+    page = library(windows, way.url)
+    page.clock.install()
+    collect(page)
+    way.stall_before(b'"table":"refunds"')
+    run_sql(
+        hub.database,
+        "BEGIN",
+        "DELETE FROM orders WHERE id = 4",
+        "INSERT INTO refunds VALUES (4, 40)",
+        "INSERT INTO audit VALUES (1)",
+        "COMMIT",
+    )
+    wait_for(lambda: way.is_stalled, "the line to stall")
+    # What came before it is there by now, and no time that passes makes it whole.
+    for _ in range(5):
+        page.evaluate("fetch('/healthz').then((answer) => answer.text())")
+        page.clock.run_for(1_000)
+    expect_whole(page)
+    assert ids(page, "refunds") == []
+    way.release()
+    wait_for_ids(page, "refunds", [4])
+    expect_whole(page)
+
+
+@both_transports
 def test_a_transaction_that_ends_in_another_table_is_shown(
     hub: HubProcess, windows: Windows, way: Relay
 ) -> None:

@@ -339,7 +339,7 @@ class SimClient:
         match event.name:
             case "message":
                 self._change(json.loads(event.data))
-            case "caught-up":
+            case "caught-up" | "transaction-end":
                 self._whole_at(json.loads(event.data)["position"])
             case "snapshot":
                 self.open_txid = None

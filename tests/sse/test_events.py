@@ -49,6 +49,12 @@ def test_a_snapshot_has_no_position_until_its_last_row() -> None:
     assert read(begin + rows + FRAMER.snapshot_end(HERE))[1] == "epoch1:7"
 
 
+def test_the_end_of_a_transaction_is_an_event_with_its_position() -> None:
+    (event,), last_id = read(FRAMER.transaction_end(HERE), "epoch1:3")
+    assert (event.name, json.loads(event.data)) == ("transaction-end", {"position": "epoch1:7"})
+    assert last_id == "epoch1:7"
+
+
 @pytest.mark.parametrize(("resumable", "last_id"), [(True, "epoch1:7"), (False, "")])
 def test_a_reset_names_its_position(resumable: bool, last_id: str) -> None:
     data = FRAMER.reset(reason="expired", tables=["t"], position=HERE, oldest=HERE, resumable=resumable)

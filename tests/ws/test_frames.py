@@ -60,6 +60,7 @@ def test_every_notice_of_a_subscription_has_its_name(name: str) -> None:
     framer = Framers(text_frame).subscription(name)
     said = [
         framer.heartbeat(AT),
+        framer.transaction_end(AT),
         framer.caught_up(AT),
         framer.snapshot_begin(AT, ["t"]),
         framer.snapshot_rows(b'{"a":1}\n{"a":2}\n'),
@@ -71,6 +72,7 @@ def test_every_notice_of_a_subscription_has_its_name(name: str) -> None:
     ]
     messages = [json.loads(f.data) for f in heard(b"".join(said))]
     assert [m["type"] for m in messages] == [
+        "heartbeat",
         "heartbeat",
         "caught-up",
         "snapshot",

@@ -54,9 +54,6 @@ const ROOM_MESSAGES_MAX = 500;
 const RELOAD_MS = 10_000;
 // How long an edit may outlive the request that made it, waiting for its own change.
 const EDIT_LINGERS_MS = 5_000;
-// The silence on an event stream after which a transaction counts as whole whose last change belongs to
-// another table: a browser shows no page the ids that come without an event.
-const TRANSACTION_WAIT_MS = 100;
 const BACKOFF_BASE_MS = 1_000;
 const BACKOFF_MAX_MS = 30_000;
 // A connection that ends sooner is no success: what ended it may end the next one too.
@@ -347,7 +344,6 @@ class Feed {
     // The whole changes up to number `end`, counted from the first one that this feed has seen.
     this.recent = [];
     this.end = 0;
-    this.timer = null;
     this.isDue = false;
   }
 
@@ -395,18 +391,8 @@ class Feed {
       if (this.open.length && this.open[0].txid !== change.txid) this.settle();
       this.position = `${epochOf(this.position)}:${change.lsn}`;
       this.open.push(change);
-      clearTimeout(this.timer);
       if (change.commit) this.settle();
-      // Before it is live, its end will be told; and a socket always tells it.
-      else if (this.isLive && this.connection.transport?.kind === "sse") this.settleLater();
     }
-  }
-
-  /** Twice: after a time in which nothing ran, what has come meanwhile is heard first. */
-  settleLater() {
-    this.timer = setTimeout(() => {
-      this.timer = setTimeout(() => this.settle(), TRANSACTION_WAIT_MS / 2);
-    }, TRANSACTION_WAIT_MS / 2);
   }
 
   keep(rows, change) {
@@ -417,7 +403,6 @@ class Feed {
 
   /** What has come is whole. Some tables alone are not, while others wait for their snapshot. */
   settle() {
-    clearTimeout(this.timer);
     if (this.missing.size) return;
     for (const change of this.open) {
       if (this.rows) this.keep(this.rows, change);
@@ -437,6 +422,13 @@ class Feed {
     if (isPast || !this.open.length) this.settle();
   }
 
+  /** A transaction ended here, on a stream that other feeds share. */
+  ended(lsn) {
+    if (this.position === null || lsn <= lsnOf(this.position)) return;
+    this.position = `${epochOf(this.position)}:${lsn}`;
+    if (this.open.length) this.settle();
+  }
+
   caughtUp(position) {
     if (this.position !== null) this.position = position;
     this.isLive = this.wasLive = true;
@@ -452,12 +444,10 @@ class Feed {
   }
 
   miss(tables) {
-    clearTimeout(this.timer);
     for (const table of tables) if (this.has(table)) this.missing.add(lower(table));
   }
 
   lost() {
-    clearTimeout(this.timer);
     this.isLive = false;
     // A snapshot that was cut is taken again from its start.
     this.collecting = null;
@@ -1184,6 +1174,7 @@ class EventStream {
       for (const feed of this.of(tables)) feed.beginSnapshot(tables);
     });
     on("caught-up", ({ position }) => this.caughtUp(position));
+    on("transaction-end", ({ position }) => this.ended(lsnOf(position)));
     on("reset", ({ tables }) => this.of(tables).forEach((feed) => feed.reset(tables)));
     on("refused", ({ retryAfterMs }) => {
       transport.connection.down(transport, { heard: true, retryAfterMs });
@@ -1199,6 +1190,12 @@ class EventStream {
   take(change) {
     if (change.type !== "SNAPSHOT") this.endSnapshot();
     for (const feed of this.of([change.table])) feed.take(change);
+    // The others may have a part of it that is whole now.
+    if (change.commit && change.type !== "SNAPSHOT") this.ended(change.lsn);
+  }
+
+  ended(lsn) {
+    for (const feed of this.feeds) feed.ended(lsn);
   }
 
   endSnapshot() {
