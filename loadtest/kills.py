@@ -1,9 +1,10 @@
 """kill -9 of the hub at random moments, many times, while several processes write.
 
-After each kill the next hub starts, and `cdchub verify` compares log and tables, while all go on
-writing. In the end the log must hold every LSN, no transaction may be split, and every restart but a
-break of the schema's must have gone on in the same epoch. Exit code 1 and a report if anything differs;
-the database is kept then. `--seed` repeats the writers' statements and the moments of the kills.
+After each kill the next hub starts, and `cdchub verify` compares log and tables. At its beginning all
+go on writing; then they rest, because it replays the whole log each time. In the end the log must hold
+every LSN, no transaction may be split, and every restart but a break of the schema's must have gone on
+in the same epoch. Exit code 1 and a report if anything differs; the database is kept then. `--seed`
+repeats the writers' statements and the moments of the kills.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from loadtest.wire import PATIENCE_S, Hub, LoadTestError, make_database, wait_fo
 _PAGE = 10_000
 _VERIFY_S = 600.0
 _VERIFY_TRIES = 20
+# So long verify has writers beside it.
+_BESIDE_S = 0.5
 
 
 class Writers:
@@ -39,17 +42,23 @@ class Writers:
                 + (["--schema"] if n == 0 else []),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                text=True,
+                bufsize=0,
                 cwd=Path(__file__).parent.parent,
             )
             for n in range(count)
         ]
 
+    def tell(self, word: bytes) -> None:
+        """`r`: rest, `g`: go on."""
+        for process in self._processes:
+            assert process.stdin is not None
+            process.stdin.write(word)
+
     def stop(self) -> int:
         """How many transactions they made. Raises `LoadTestError` if one has failed."""
         made = 0
         for process in self._processes:
-            output, _ = process.communicate("", timeout=PATIENCE_S)
+            output, _ = process.communicate(b"", timeout=PATIENCE_S)
             if process.returncode != 0:
                 raise LoadTestError("a writer has failed")
             made += int(output)
@@ -64,19 +73,38 @@ class Writers:
                     pipe.close()
 
 
-def verify(database: Path) -> list[str]:
-    """What `cdchub verify` has to say against it."""
+def verify(database: Path, writers: Writers | None = None) -> list[str]:
+    """What `cdchub verify` has to say against it. `writers` rest after a while."""
     program = Path(sys.executable).with_name("cdchub")
+    pipe = subprocess.PIPE
     for _ in range(_VERIFY_TRIES):
-        done = subprocess.run(
-            [program, "verify", database], capture_output=True, text=True, timeout=_VERIFY_S
-        )
-        if done.returncode == 0:
+        with subprocess.Popen(
+            [program, "verify", database], stdout=pipe, stderr=pipe, text=True
+        ) as process:
+            try:
+                said, errors = _answer(process, writers)
+            except BaseException:
+                process.kill()
+                raise
+        if process.returncode == 0:
             return []
-        if "try again" not in done.stderr:
+        if "try again" not in errors:
             break
         # The schema changed in that moment, so that there was nothing to compare with.
-    return [f"verify: {done.stdout}{done.stderr}".strip()]
+    return [f"verify: {said}{errors}".strip()]
+
+
+def _answer(process: subprocess.Popen[str], writers: Writers | None) -> tuple[str, str]:
+    try:
+        return process.communicate(timeout=_VERIFY_S if writers is None else _BESIDE_S)
+    except subprocess.TimeoutExpired:
+        if writers is None:
+            raise
+        writers.tell(b"r")
+        try:
+            return process.communicate(timeout=_VERIFY_S)
+        finally:
+            writers.tell(b"g")
 
 
 def settled(hub: Hub) -> None:
@@ -104,7 +132,7 @@ def run(folder: Path, options: argparse.Namespace) -> list[str]:
             # Also a while in which what is written waits in the outbox.
             time.sleep(pick.choice([0.0, 0.05, 0.3]))
             restarts.append(hub.start())
-            problems += [f"kill {kill}: {text}" for text in verify(database)]
+            problems += [f"kill {kill}: {text}" for text in verify(database, writers)]
             if hub.get_json("/cdc/status")["epoch"] != epoch:
                 problems.append(f"kill {kill}: the history was broken")
             if problems:

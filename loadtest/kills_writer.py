@@ -1,4 +1,5 @@
-"""A writer of the kills: random transactions of many sizes, until its standard input ends.
+"""A writer of the kills: random transactions of many sizes, until its standard input ends. Between an
+"r" and a "g" that come there it rests.
 
 Several run at a time on one database. One of them (`--schema`) now and then changes the schema too.
 Each commits on its own; what they do is `soak_writer`'s statements, REPLACE among them.
@@ -7,6 +8,7 @@ Each commits on its own; what they do is `soak_writer`'s statements, REPLACE amo
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import select
 import sqlite3
@@ -58,7 +60,13 @@ def main() -> int:
     options = parser.parse_args()
     writer = Writer(options.database, options.seed)
     made = 0
-    while not select.select([sys.stdin], [], [], writer.pause_s())[0]:
+    while True:
+        if select.select([sys.stdin], [], [], writer.pause_s())[0]:
+            said = os.read(sys.stdin.fileno(), 1)
+            if said == b"r":
+                said = os.read(sys.stdin.fileno(), 1)
+            if not said:
+                break
         writer.transaction()
         made += 1
         if options.schema and made % 40 == 0:
