@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
@@ -18,7 +17,7 @@ from typing import Any
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.browser.todo_page import put, sqlite3_shell, wait_until_still
-from tests.harness import HubProcess
+from tests.harness import HubProcess, find_chromium
 
 IMAGES = Path(__file__).parent / "images"
 IMAGE_BYTES_MAX = 200_000
@@ -54,9 +53,7 @@ def main() -> None:
     images.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         database = Path(folder) / "cdchub-demo.db"
-        browser = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"), args=list(CHROMIUM)
-        )
+        browser = playwright.chromium.launch(executable_path=find_chromium(), args=list(CHROMIUM))
         with HubProcess(database, command=["demo", "--quiet"], cwd=Path(folder)) as hub:
             put(database, *({"title": title, "completed": completed} for title, completed in TODOS))
             if wanted:

@@ -18,23 +18,13 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from tests.harness import HubProcess, make_database
+from tests.harness import HubProcess, find_chromium, make_database
 
 # How long an example takes says nothing on a machine that others use.
 hypothesis.settings.register_profile(
     "cdchub", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("cdchub")
-
-_PROGRAMS = {
-    "chromium": "chromium",
-    "sqlite3": "sqlite3",
-    "curl": "curl",
-    "node": "node",
-    "openssl": "openssl",
-    "npm": "npm",
-    "cc": "cc",
-}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -43,7 +33,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         for mark in item.iter_markers("needs"):
             program = mark.args[0]
-            if shutil.which(_PROGRAMS[program]) is None and not required:
+            found = find_chromium() if program == "chromium" else shutil.which(program)
+            if found is None and not required:
                 item.add_marker(pytest.mark.skip(reason=f"{program} is not installed"))
 
 

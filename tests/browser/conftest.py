@@ -6,7 +6,6 @@ Playwright for Python only drives it: the browser is Debian's, nothing is downlo
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_play
 
 from tests.browser import dashboard_page
 from tests.browser.relay import Relay
-from tests.harness import PATIENCE_S, HubProcess
+from tests.harness import PATIENCE_S, HubProcess, find_chromium
 
 _ARGUMENTS = (
     "--no-sandbox",  # tests may run as root
@@ -36,9 +35,7 @@ _NETWORK_ERRORS = ("Failed to load resource: ", "WebSocket connection to ")
 def browser() -> Iterator[Browser]:
     expect.set_options(timeout=PATIENCE_S * 1000)
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"), args=list(_ARGUMENTS)
-        )
+        chromium = playwright.chromium.launch(executable_path=find_chromium(), args=list(_ARGUMENTS))
         yield chromium
         chromium.close()
 
