@@ -44,8 +44,8 @@ class CaptureConfig:
     # rows than can be counted in some 10 ms are not counted.
     audit_every_s: float = 300.0
     audit_rows_max: int = 1_000_000
-    # For what a table held, the log may have to be replayed from its oldest base. Nothing is delivered
-    # meanwhile, so after this long the table counts as one that can't be compared.
+    # The audit may have to replay the log from its oldest base. Nothing is delivered meanwhile, so
+    # after this long the table counts as one that can't be compared.
     compare_s_max: float = 5.0
     # A hub that follows another one looks so often whether it can take over, and waits so long for
     # an owner that is just beginning.

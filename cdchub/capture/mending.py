@@ -71,12 +71,7 @@ class Mender:
         names = sorted({*(suspects or ()), *escaped})
         known = None
         if names:
-            known = self._log.known_rows(
-                names,
-                rows_max=2 * TOLD_ROWS_MAX,
-                as_told=bool(escaped),
-                give_up=self._in_time(),
-            )
+            known = self._log.known_rows(names, rows_max=2 * TOLD_ROWS_MAX, as_told=bool(escaped))
         try:
             return self._reconcile_with(source, known, strict=strict, escaped=escaped)
         finally:
@@ -120,19 +115,14 @@ class Mender:
                 return
             self._append(batch)
 
-    def _in_time(self) -> Callable[[], bool]:
-        """Says when a comparison that begins now has taken too long: nothing is delivered meanwhile."""
-        until_s = time.monotonic() + self._compare_s_max
-        return lambda: time.monotonic() > until_s
-
     def compare(self, source: Source, table: str) -> Finding:
         """Whether a table holds exactly what the log has told."""
-        too_late = self._in_time()
+        until_s = time.monotonic() + self._compare_s_max
         known = self._log.known_rows(
             [table],
             rows_max=TOLD_ROWS_MAX,
             as_told=True,
-            give_up=lambda: self._stopping() or too_late(),
+            give_up=lambda: self._stopping() or time.monotonic() > until_s,
         )
         if known is None:
             return Finding.UNDER_WAY if self._stopping() else Finding.UNKNOWN
