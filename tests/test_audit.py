@@ -218,3 +218,16 @@ async def test_a_comparison_that_takes_too_long_holds_nobody_up(
             async with asyncio.timeout(PATIENCE_S):
                 assert (await anext(changes))["key"] == {"id": "b"}
         assert hub.failing is None
+
+
+def test_what_is_promised_as_a_difference_may_take_longer(database: Path) -> None:
+    with HubProcess(database, "--set", "capture.compare_s_max=0.000001") as hub:
+        wait_for(lambda: hub.status()["log"]["baseLsn"] is not None, "the base")
+        with hub.stream("table=todos") as stream:
+            stream.until("caught-up")
+            run_sql(database, "INSERT INTO todos(id) VALUES ('a')")
+            stream.changes(1)
+            run_sql(database, "ALTER TABLE todos ADD COLUMN note DEFAULT 'n'")
+            (change,) = stream.changes(1)
+            assert (change["type"], change["newValue"]["note"]) == ("UPDATE", "n")
+            assert "reset" not in stream.text
