@@ -221,7 +221,8 @@ async def test_a_comparison_that_takes_too_long_holds_nobody_up(
 
 
 def test_what_is_promised_as_a_difference_may_take_longer(database: Path) -> None:
-    with HubProcess(database, "--set", "capture.compare_s_max=0.000001") as hub:
+    bound = ("--set", "capture.compare_s_max=0.000001")
+    with HubProcess(database, *bound, program=("-m", "tests.serving")) as hub:
         wait_for(lambda: hub.status()["log"]["baseLsn"] is not None, "the base")
         with hub.stream("table=todos") as stream:
             stream.until("caught-up")
