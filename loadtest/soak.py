@@ -118,7 +118,7 @@ class Subscriber:
                 self._begin_snapshot(json.loads(event.data))
             case "refused":
                 self.refusals += 1
-            case "caught-up":
+            case "caught-up" | "transaction-end":
                 pass
             case _:
                 self._problem(f"event {event.name}: {event.data[:300]}")

@@ -55,7 +55,7 @@ class Relay:
         self.is_stalled = False
         self._sockets: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
-        self._run(self._accept)
+        self._accepting = self._run(self._accept)
 
     @property
     def url(self) -> str:
@@ -118,17 +118,23 @@ class Relay:
     def __exit__(self, *_: object) -> None:
         self.release()
         # Closing alone would not wake a thread that waits in accept() or recv().
-        for each in (self._listener, *self._sockets):
+        _shut(self._listener)
+        # Only then are the sockets all there are.
+        self._accepting.join()
+        for each in self._sockets:
             _shut(each)
+        # The list grows while a thread on it starts the other direction.
         for thread in self._threads:
             thread.join()
         for each in (self._listener, *self._sockets):
             each.close()
 
-    def _run(self, function: Any, *arguments: object) -> None:
+    def _run(self, function: Any, *arguments: object) -> threading.Thread:
         thread = threading.Thread(target=function, args=arguments, daemon=True)
-        self._threads.append(thread)
+        # Started first: whoever reads the list joins it.
         thread.start()
+        self._threads.append(thread)
+        return thread
 
     def _accept(self) -> None:
         while True:
