@@ -17,6 +17,7 @@ from cdchub import views
 from cdchub.errors import CdchubError, Overloaded, RequestError, Unauthorized
 from cdchub.fanout import Core
 from cdchub.http import (
+    BodyFirst,
     Endpoints,
     Faults,
     Guard,
@@ -72,6 +73,7 @@ def create_app(hub: Hub, *, drains: bool = False, embedded: bool = False) -> Sta
             *views.routes(todos, dashboard),
         ],
         middleware=[
+            Middleware(BodyFirst, outcomes=hub.core.outcomes, s_max=config.http.body_s_max),
             Middleware(
                 Guard,
                 page=views.error_page,

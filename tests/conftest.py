@@ -38,6 +38,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason=f"{program} is not installed"))
 
 
+def pytest_collection_finish() -> None:
+    """What is there before the first test stays: a collection after each test need not look at it,
+    which would cost 50 ms a test."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def no_leaks() -> Iterator[None]:
     """Descriptors and threads that a test opened are closed when it ends."""
