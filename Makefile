@@ -10,6 +10,9 @@ UV := $(shell command -v uv 2>/dev/null)
 # Test processes side by side, one more than there are cores: tests mostly wait.
 WORKERS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 
+# Containers often set this; then each start of a hub compiles all of its modules, half a second.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test lint soak conformance simulate kills bench bench-capture bench-fanout compare loadtest \
 	plots clean
 

@@ -284,9 +284,9 @@ def random_step(world: World, rng: random.Random) -> None:
         db.execute(f"PRAGMA wal_checkpoint({rng.choice(['PASSIVE', 'RESTART', 'TRUNCATE'])})")
 
 
-@pytest.mark.parametrize("tables", [0, 200])
+# To make 200 captured tables takes longer than all the rest.
+@pytest.mark.parametrize(("seed", "tables"), [(0, 0), (1, 0), (0, 200)])
 @pytest.mark.parametrize("page", PAGE_SIZES)
-@pytest.mark.parametrize("seed", range(2))
 def test_random_programs(tmp_path: Path, seed: int, page: int, tables: int) -> None:
     rng = random.Random(f"{seed} {page} {tables}")
     world = World(tmp_path / "app.db", page=page, tables=tables, cache=rng.choice([5, 20, 2000]))
