@@ -81,7 +81,7 @@ function rowOf(change, isNew) {
   for (const [name, value] of summary(change)) {
     const column = document.createElement("i");
     column.textContent = name;
-    what.append(" ", ...(name ? [column, " "] : []), value);
+    what.append(" ", ...(name ? [column, " "] : []), ...value);
   }
   what.title = what.textContent;
   const time = document.createElement("time");
@@ -93,19 +93,27 @@ function rowOf(change, isNew) {
 }
 
 /** What a person would say of a change: of which row, if a text says so, and an update's columns that
- * differ; otherwise the row. */
+ * differ; otherwise the row. Each is a column's name and the parts of its text. */
 function summary({ oldValue, newValue, key }) {
   const row = newValue ?? oldValue ?? key;
   const others = Object.keys(row).filter((name) => !(name in key));
   // The ids of other rows say the least.
   const names = [...others.filter((name) => !isId(name)), ...others.filter(isId)];
-  if (!oldValue || !newValue) return names.map((name) => [name, short(row[name])]);
+  if (!oldValue || !newValue) return names.map((name) => [name, [short(row[name])]]);
   const isSame = (name) => JSON.stringify(oldValue[name]) === JSON.stringify(newValue[name]);
   const label = names.find((name) => isSame(name) && isLabel(name, row[name]));
   const changed = names
     .filter((name) => !isSame(name))
-    .map((name) => [name, `${short(oldValue[name])} → ${short(newValue[name])}`]);
-  return label ? [["", short(row[label])], ...changed] : changed;
+    .map((name) => [name, [was(oldValue[name]), `→ ${short(newValue[name])}`]]);
+  return label ? [["", [short(row[label])]], ...changed] : changed;
+}
+
+/** What a column held. A phone has room only for what it holds now. */
+function was(value) {
+  const part = document.createElement("span");
+  part.className = "was";
+  part.textContent = `${short(value)} `;
+  return part;
 }
 
 const isId = (name) => /(^|_)id$/i.test(name);
