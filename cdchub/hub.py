@@ -223,9 +223,12 @@ class Hub:
             selection, self._local_framer, sink, start, snapshot=snapshot, transport="local"
         )
         try:
-            async for line in lines_of(sink):
-                yield msgspec.json.decode(line)
+            async with contextlib.aclosing(lines_of(sink)) as lines:
+                async for line in lines:
+                    yield msgspec.json.decode(line)
         finally:
+            # Nobody takes the rest.
+            sink.abort()
             self.core.unsubscribe(subscriber)
 
     def watch(self, connection: object) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import signal
 import socket
@@ -28,6 +29,7 @@ from cdchub import Client, Hub, Table
 from cdchub.capture.connection import Owner, source_paths
 from cdchub.config import CaptureConfig, Config, StreamConfig
 from cdchub.errors import BadPosition, DriverConflict, StartError, UnknownTable, UsageError
+from cdchub.fanout import BufferSink
 from tests.harness import PATIENCE_S, run_sql, wait_for
 
 INSERT = "INSERT INTO todos(id, title) VALUES (?, ?)"
@@ -90,6 +92,20 @@ async def test_a_slow_subscriber_gets_everything(database: Path) -> None:
             )
             rest = await take(changes, 5_000)
         assert [change["lsn"] for change in [first, *rest]] == list(range(1, 5_002))
+
+
+async def test_who_stops_reading_leaves_nothing_behind(database: Path) -> None:
+    async with Hub(database) as hub:
+        left = hub.subscribe("todos")
+        first = asyncio.ensure_future(anext(left))
+        async with contextlib.aclosing(hub.subscribe("todos", since="beginning")) as other:
+            await asyncio.to_thread(insert, database, *(str(n) for n in range(50)))
+            await first
+            await take(other, 50)
+        await left.aclose()
+        del left, first, other
+        gc.collect()
+        assert not [each for each in gc.get_objects() if isinstance(each, BufferSink)]
 
 
 async def test_wrong_words_are_told(database: Path) -> None:

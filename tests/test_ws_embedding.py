@@ -72,6 +72,39 @@ async def test_the_application_says_who_it_is(database: Path) -> None:
         assert closed.value.rcvd.code == 4401
 
 
+async def test_no_url_says_who_somebody_is_where_the_application_does(database: Path) -> None:
+    def user(_: Request) -> object:
+        return {"id": 7, "rights": "all"}
+
+    async with (
+        Hub(database) as hub,
+        served(Starlette(routes=[Mount("/live", hub.asgi(authenticate=user))])) as url,
+        connect(at(url, "/live/cdc/ws?user=admin")) as socket,
+    ):
+        assert (await heard(socket))["userId"].startswith("guest-")
+
+
+async def test_a_broadcast_is_one_message(database: Path) -> None:
+    run_sql(database, MESSAGES)
+    forged = '{"type":"message","room":"lobby","userId":"admin","content":"forged"}'
+    async with (
+        Hub(database) as hub,
+        served(Starlette(routes=[Mount("/live", hub.asgi())])) as url,
+        connect(at(url, "/live/cdc/ws?user=bob")) as bob,
+        connect(at(url, "/live/cdc/ws?user=eve")) as eve,
+    ):
+        for socket in (bob, eve):
+            await socket.send('{"type":"join","room":"lobby"}')
+            while (await heard(socket))["type"] != "caught-up":
+                pass
+        for end in ("\n", "\r", "\r\n"):
+            data = f"[1,{end}{forged}{end}]"
+            await eve.send(f'{{"type":"broadcast","room":"lobby","data":{data}}}')
+            while (message := await heard(bob))["type"] == "user-joined":
+                pass
+            assert (message["type"], message["data"]) == ("broadcast", json.loads(data))
+
+
 async def test_a_drain_closes_connections_with_1001(database: Path) -> None:
     config = Config(stream=StreamConfig(drain_s=0.1))
     async with (
@@ -88,6 +121,11 @@ async def test_a_drain_closes_connections_with_1001(database: Path) -> None:
         for socket in (quiet, busy):
             with pytest.raises(ConnectionClosed) as closed:
                 await _to_the_end(socket)
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == 1001
+        async with connect(at(url, "/live/cdc/ws")) as late:
+            with pytest.raises(ConnectionClosed) as closed:
+                await _to_the_end(late)
             assert closed.value.rcvd is not None
             assert closed.value.rcvd.code == 1001
 

@@ -67,6 +67,24 @@ def test_who_lagged_learns_who_is_there_now(database: Path, serving: Serving) ->
         assert slow.ask("ping")["type"] == "pong"
 
 
+def test_who_reads_slowly_but_reads_is_not_silent(database: Path) -> None:
+    """One change takes longer to read than a peer may be silent for, and the ping waits behind it. (On
+    another server, the pings are that server's.)"""
+    options = ("--heartbeat", "0.2", "--set", "stream.stall_s=3")
+    program = ("-m", "tests.serving")
+    with HubProcess(database, *options, program=program) as hub, opened(hub) as clock:
+        with opened(hub, receive_bytes=4_096) as slow:
+            slow.ask("subscribe", sub="s", table="t")
+            run_sql(database, "INSERT INTO t(pad) VALUES (printf('%.*c', 8000000, 'x'))")
+            for beat in range(30):
+                clock.until("heartbeat")
+                while len(slow.wire.data) < beat * 150_000:
+                    assert slow.wire.read(16_384), f"cut off: {hub.status()['subscribers']['outcomes']}"
+            assert slow.until("change")["change"]["lsn"] == 1
+            assert slow.ask("ping")["type"] == "pong"
+        assert not hub.outcomes("silent") + hub.outcomes("stalled")
+
+
 def test_a_lagging_peer_holds_up_nobody_and_misses_no_message(database: Path, serving: Serving) -> None:
     with serving(database) as hub, ExitStack() as stack:
         slow = stack.enter_context(opened(hub, user="slow", receive_bytes=4_096))

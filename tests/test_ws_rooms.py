@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from cdchub.ws import SCHEMA
-from tests.harness import HubProcess, cdchub, make_database, quote, run_sql
-from tests.ws_client import Message, Peer, error_of, opened
+from tests.harness import HubProcess, cdchub, make_database, quote, run_sql, wait_for
+from tests.ws_client import CLOSE, Message, Peer, error_of, frame, opened, text
 
 Serving = Callable[..., HubProcess]
 GRACE = ("--set", "websocket.grace_s=1")
@@ -54,6 +54,34 @@ def fleeting(messages: list[Message]) -> list[Message]:
 
 
 # Joining, and messages.
+
+
+def test_what_was_said_before_a_close_is_stored(shared: HubProcess, room: str) -> None:
+    """In one write, and whoever says it is gone before anything is answered."""
+    said = [f"{room}-{n}" for n in range(20)]
+    with opened(shared, user="ann") as peer:
+        join = text(type="join", room=room)
+        messages = [text(type="message", room=room, content="hi", messageId=id) for id in said]
+        peer.wire.send(join + b"".join(messages) + frame(CLOSE, (1000).to_bytes(2, "big")))
+        peer.wire.rest()
+    wait_for(lambda: [row[0] for row in rows(shared, room)] == said, "all that was said")
+
+
+def test_who_leaves_and_closes_has_left(serving: Serving, tmp_path: Path) -> None:
+    database = make_database(tmp_path / "app.db", SCHEMA)
+    with (
+        serving(database, "--set", "websocket.grace_s=1000") as hub,
+        opened(hub, user="ann") as ann,
+        opened(hub, user="bob") as bob,
+    ):
+        bob.join("r")
+        ann.join("r")
+        message = text(type="message", room="r", content="bye")
+        leave = text(type="leave", room="r")
+        ann.wire.send(message + leave + frame(CLOSE, (1000).to_bytes(2, "big")))
+        assert bob.until("user-left")["userId"] == "ann"
+        assert bob.find("message")["content"] == "bye"
+        wait_for(lambda: hub.status()["rooms"] == {"r": 1}, "one to be left")
 
 
 @pytest.mark.parametrize("name", NAMES, ids=lambda n: ascii(n)[:30])

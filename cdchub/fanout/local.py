@@ -6,7 +6,8 @@ treated like any other: it leaves the live path and catches up from the log.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
 
 from cdchub.errors import CdchubError
 from cdchub.fanout.feed import Item
@@ -72,10 +73,11 @@ class LocalFramer:
         return _FAULT + message.encode() + b"\n"
 
 
-async def lines_of(sink: BufferSink) -> AsyncIterator[bytes]:
+async def lines_of(sink: BufferSink) -> AsyncGenerator[bytes, None]:
     """The changes in a local subscriber's sink, until it is closed. Raises `StreamBroken`."""
-    async for chunk in sink.chunks():
-        for line in chunk.splitlines():
-            if line.startswith(_FAULT):
-                raise StreamBroken(line[len(_FAULT) :].decode())
-            yield line
+    async with aclosing(sink.chunks()) as chunks:
+        async for chunk in chunks:
+            for line in chunk.splitlines():
+                if line.startswith(_FAULT):
+                    raise StreamBroken(line[len(_FAULT) :].decode())
+                yield line

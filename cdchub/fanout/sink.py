@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from cdchub.fanout.ports import SinkListener
 
@@ -56,7 +56,7 @@ class BufferSink:
         self._bytes = 0
         self.close()
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
         """What was written, joined, as the server asks for more; ends after `close`."""
         while self._parts or not self._closed:
             await self._filled.wait()

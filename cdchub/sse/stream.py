@@ -220,6 +220,7 @@ class _Stream(EventSourceResponse):
         )
         self._core = core
         self._subscriber = subscriber
+        self._sink = sink
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -228,6 +229,8 @@ class _Stream(EventSourceResponse):
             logger.info("a reader took nothing for %g s and is cut off", self.send_timeout)
             self._core.unsubscribe(self._subscriber, "stalled")
         finally:
+            # Nobody takes the rest.
+            self._sink.abort()
             self._core.unsubscribe(self._subscriber)
 
 

@@ -126,8 +126,8 @@ class Chat:
         self._shared.rooms.leave(part.name, self, at_once=False)
 
     def stop(self) -> None:
-        """The connection is gone. Its user may come back."""
-        self._turns.stop()
+        """The connection is gone. Its user may come back; what was said before is said."""
+        self._turns.stop(keep=lambda request: isinstance(request, SendMessage | Leave))
         for room in self.rooms:
             self._shared.rooms.leave(room, self, at_once=False)
 
@@ -137,8 +137,9 @@ class Chat:
         await shared.messages.check()
         start = start_of(request.since, core, snapshot=False)
         history: list[ChatMessage] = []
+        more: bool | None = None
         if request.history and request.since is None and isinstance(start, Cursor):
-            history, _ = await shared.messages.history(
+            history, more = await shared.messages.history(
                 room, upto=start.lsn, limit=min(request.history, HISTORY_MAX)
             )
         if owner.is_closed:
@@ -151,9 +152,10 @@ class Chat:
         owner.send(
             "joined",
             room=room,
-            position=position_shown(start, core, snapshot=False),
+            position=position_shown(start, core, since=request.since, snapshot=False),
             members=shared.rooms.members(room),
             history=len(history),
+            more=more,
             id=request.id,
         )
         for message in history:
@@ -163,7 +165,10 @@ class Chat:
             owner.begin_part(part, shared.messages.selection(room), shared.framers.room(room), start)
 
     async def _store(self, request: SendMessage) -> None:
-        room = self._joined(request.room)
+        room = request.room
+        if room is None or not self._owner.is_closed:
+            # Otherwise it was said behind a join that the end of the connection overtook.
+            room = self._joined(room)
         stored = await self._shared.messages.add(
             self.user_id, room, request.content, request.message_id
         )

@@ -43,6 +43,7 @@ class Direct(asyncio.Protocol):
         "_silent_s",
         "_text",
         "_transport",
+        "_untaken_bytes",
         "write",
     )
 
@@ -56,7 +57,7 @@ class Direct(asyncio.Protocol):
         silent_s: float,
     ) -> None:
         """Beyond `buffer_bytes_max` the connection is full. It ends `close_s` after its close frame, or
-        when a ping finds that nothing was heard for `silent_s`."""
+        when a ping finds that for `silent_s` nothing was heard, nor taken of what waits."""
         self._transport = transport
         self._message_bytes_max = message_bytes_max
         # Reads frames. It weighs more than all else here, so it is only there while one is needed.
@@ -72,6 +73,8 @@ class Direct(asyncio.Protocol):
         self._text: bytearray | None = None
         self.write: Callable[[bytes], None] = transport.write
         self._heard_s = asyncio.get_running_loop().time()
+        # What waited in the connection at the last ping.
+        self._untaken_bytes = 0
         transport.set_write_buffer_limits(high=buffer_bytes_max)
 
     def begin(self, session: Session, received: bytes) -> None:
@@ -105,11 +108,16 @@ class Direct(asyncio.Protocol):
             self._transport.abort()
 
     def ping(self) -> None:
-        """RFC 6455 §5.5.2."""
-        if asyncio.get_running_loop().time() - self._heard_s > self._silent_s:
-            self._lose("silent")
+        """RFC 6455 §5.5.2. To take what was written is a sign of life too: the answer to a ping comes
+        after all that waits before it, and nothing is read from a connection that is full."""
+        now_s, untaken = asyncio.get_running_loop().time(), self.buffered_bytes
+        if untaken < self._untaken_bytes:
+            self._heard_s = now_s
+        self._untaken_bytes = untaken
+        if now_s - self._heard_s > self._silent_s:
+            self._lose("stalled" if self._is_full else "silent")
             self.abort()
-        elif self._frames is None or self._frames.state is OPEN:
+        elif not self._is_full and (self._frames is None or self._frames.state is OPEN):
             self.write(_PING)
 
     # asyncio.Protocol
@@ -149,6 +157,7 @@ class Direct(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._is_full = False
+        self._heard_s = asyncio.get_running_loop().time()
         if not self._transport.is_closing():
             self._transport.resume_reading()
         if self._session is not None:

@@ -28,7 +28,7 @@ from cdchub.ws.grammar import USER_CHARS_MAX
 from cdchub.ws.messages import Messages
 from cdchub.ws.rooms import Rooms
 from cdchub.ws.session import Session
-from cdchub.ws.shared import TRY_AGAIN_LATER, UNAUTHORIZED, Shared
+from cdchub.ws.shared import GOING_AWAY, TRY_AGAIN_LATER, UNAUTHORIZED, Shared
 
 # A peer that answers no ping for so many heartbeats is gone.
 _BEATS_MISSED = 3
@@ -96,7 +96,7 @@ class WebSocketEndpoint:
         shared.began(session)
         connection.begin(session, server.behind_request)
         if refused is not None:
-            session.close(TRY_AGAIN_LATER, refused.detail)
+            session.close(*refused)
 
     async def _carry(self, scope: Scope, receive: Receive, send: Send) -> None:
         user_id = _user_id(scope)
@@ -116,16 +116,16 @@ class WebSocketEndpoint:
         refused = self._refusal()
         shared.began(session)
         if refused is not None:
-            session.close(TRY_AGAIN_LATER, refused.detail)
+            session.close(*refused)
         await wire.run(session)
 
-    def _refusal(self) -> PassingRefusal | None:
-        """Why there is no room for one more. A browser learns nothing of a handshake that failed, so
-        the connection is made all the same, and closed with a code."""
+    def _refusal(self) -> tuple[int, str] | None:
+        """Code and reason where there is no room for one more. A browser learns nothing of a handshake
+        that failed, so the connection is made all the same, and closed with them."""
         try:
             self._core.admit_connection()
         except PassingRefusal as refused:
-            return refused
+            return GOING_AWAY if self._core.draining else TRY_AGAIN_LATER, refused.detail
         return None
 
     def _drain(self) -> None:
@@ -140,18 +140,23 @@ async def refuse_unauthorized(receive: Receive, send: Send) -> None:
     await send({"type": "websocket.close", "code": UNAUTHORIZED, "reason": "this needs a credential"})
 
 
+def _guest() -> str:
+    return f"guest-{secrets.token_hex(4)}"
+
+
 def _select(_: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
     """A client that offers others, or none, is served all the same (RFC 6455 §4.2.2, 5)."""
     return SUBPROTOCOL if SUBPROTOCOL in offered else None
 
 
 def _user_id(scope: Scope) -> str:
-    known = scope.get(USER)
-    if isinstance(known, str):
-        return known
+    """Where the application knows its users, no URL says who somebody is."""
+    if USER in scope:
+        known = scope[USER]
+        return known if isinstance(known, str) else _guest()
     asked = HTTPConnection(scope).query_params.get("user")
     if asked is None:
-        return f"guest-{secrets.token_hex(4)}"
+        return _guest()
     if not 1 <= len(asked) <= USER_CHARS_MAX:
         raise ValidationFailed({"user": f"user has 1 to {USER_CHARS_MAX} characters"})
     return asked

@@ -40,7 +40,7 @@ def text_frame(payload: bytes) -> bytes:
 
 
 def line(payload: bytes) -> bytes:
-    """One message for a server that frames by itself. JSON never holds a raw line feed."""
+    """One message for a server that frames by itself. What we encode holds no raw line feed."""
     return payload + b"\n"
 
 

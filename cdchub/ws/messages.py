@@ -14,6 +14,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+import msgspec
+
 from cdchub.catalog import Catalog, Selection, TableInfo
 from cdchub.change import ChangeType, Entry
 from cdchub.errors import Conflict, RoomsUnavailable, Timeout, UnknownTable
@@ -36,6 +38,8 @@ _LOOK_LSNS = 1_000
 # Entries that one look may find; with more of them it is cut to an eighth.
 _LOOK_ENTRIES_MAX = 4_000
 _PAGE_BYTES = 2**20
+# A history is written at once, and whoever asked may not read it.
+_HISTORY_BYTES_MAX = 256 * 2**10
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +113,7 @@ class Messages:
         self, room: str, *, upto: int, limit: int, before_id: str | None = None
     ) -> tuple[list[ChatMessage], bool]:
         """The last `limit` messages up to LSN `upto`, newest last; and whether there are older ones.
+        There are fewer than `limit` where they would have more than 256 KiB.
 
         `before_id`: the message whose LSN follows `upto`; it is needed where that is 0.
         """
@@ -131,7 +136,8 @@ class Messages:
                     (room, oldest_row, moved, limit + 1 - len(found)),
                 )
                 found += [message_of(row[1:], 0) for row in rows]
-        return found[:limit][::-1], len(found) > limit
+        told = _first_bytes(found[:limit])
+        return told[::-1], len(found) > len(told)
 
     async def _logged(self, room: str, upto: int, limit: int) -> tuple[list[ChatMessage], int | None]:
         """Messages whose insertion the log has, newest first; and the rowid of the oldest."""
@@ -236,6 +242,16 @@ class Messages:
                 yield
         except TimeoutError as error:
             raise Timeout("the messages could not be found in time; try again") from error
+
+
+def _first_bytes(messages: list[ChatMessage]) -> list[ChatMessage]:
+    """The first ones that have no more bytes than a history may have, but one at the least."""
+    size = 0
+    for place, message in enumerate(messages):
+        size += len(msgspec.json.encode(message))
+        if place and size > _HISTORY_BYTES_MAX:
+            return messages[:place]
+    return messages
 
 
 def _entered(entries: list[Entry], room: str) -> list[tuple[str, int, bool]]:

@@ -71,15 +71,21 @@ class Rooms:
 
     def leave(self, room: str, member: Member, *, at_once: bool) -> None:
         """`at_once`: the member has said so; otherwise its connection is gone, and it may come back."""
-        here = self._rooms.get(room)
-        if here is None or member not in here.connections.get(member.user_id, ()):
+        here, user_id = self._rooms.get(room), member.user_id
+        if here is None:
             return
-        connections = here.connections[member.user_id]
+        if at_once and user_id in here.leaving:
+            # It was said before the connection ended, and is heard only now.
+            here.leaving.pop(user_id).cancel()
+            self._left(room, user_id)
+            return
+        connections = here.connections.get(user_id, set())
+        if member not in connections:
+            return
         connections.discard(member)
         if connections:
             return
-        del here.connections[member.user_id]
-        user_id = member.user_id
+        del here.connections[user_id]
         if at_once:
             self._left(room, user_id)
         else:

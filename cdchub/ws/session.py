@@ -201,7 +201,7 @@ class Session:
         start = start_of(request.since, core, snapshot=snapshot)
         self.check_room_for_more()
         core.admit()
-        position = position_shown(start, core, snapshot=snapshot)
+        position = position_shown(start, core, since=request.since, snapshot=snapshot)
         self.send("subscribed", sub=request.sub, position=position, id=request.id)
         part = self.new_part(request.sub, self._subscriptions)
         framer = self._shared.framers.subscription(request.sub)

@@ -17,8 +17,11 @@ def start_of(since: str | int | None, core: Core, *, snapshot: bool) -> Start:
     return resolve(wanted, core.present.view)
 
 
-def position_shown(start: Start, core: Core, *, snapshot: bool) -> str | None:
+def position_shown(start: Start, core: Core, *, since: str | int | None, snapshot: bool) -> str | None:
     """The position that a subscription has at its start; None where a snapshot comes first."""
     if isinstance(start, Cursor):
         return str(core.present.position(start) or core.present.head)
-    return str(core.present.head) if isinstance(start, Gone) and not snapshot else None
+    if isinstance(start, Gone) and not snapshot:
+        # A reset follows. Who is cut off in between must be told of the break again.
+        return str(since) if ":" in str(since) else f"{core.present.head.epoch}:{since}"
+    return None

@@ -50,10 +50,9 @@ class Turns:
         if self._worker is None:
             self._worker = self._start(self._work_off())
 
-    def stop(self) -> None:
-        self._waiting.clear()
-        if self._worker is not None:
-            self._worker.cancel()
+    def stop(self, *, keep: Callable[[Request], bool]) -> None:
+        """The client is gone. What it asked for and `keep` holds for is still done."""
+        self._waiting = deque(each for each in self._waiting if keep(each[0]))
 
     async def _work_off(self) -> None:
         try:

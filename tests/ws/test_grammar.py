@@ -156,6 +156,14 @@ def test_what_is_not_json(text: bytes) -> None:
     msgspec.json.encode(told)
 
 
+def test_a_broadcast_is_one_line() -> None:
+    """Its bytes go on to the others, some of them line by line."""
+    data = b'{"a" :\r\n[1,\r"x\\n  y"\n,\t1e400]}'
+    said = parse(b'{"type":"broadcast","room":"r","data":' + data + b"}")
+    assert isinstance(said, Broadcast)
+    assert bytes(said.data) == b'{"a":[1,"x\\n  y",1e400]}'
+
+
 def test_a_broadcast_may_carry_any_json() -> None:
     for data in (
         "null",

@@ -583,7 +583,7 @@ class Room {
     this.state = foldRoom(this.state, frame);
     if (frame.type === "joined" && isFirst) {
       this.historyDue = frame.history;
-      this.state = { ...this.state, more: frame.history >= this.historyWanted };
+      this.state = { ...this.state, more: frame.more ?? true };
     }
     const excess = this.state.messages.length - ROOM_MESSAGES_MAX;
     if (excess > 0 && frame.type !== "history") {
