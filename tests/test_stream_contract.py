@@ -328,6 +328,22 @@ def test_a_heartbeat_carries_the_cursor_of_a_quiet_subscriber(shared: HubProcess
         assert '"type"' not in stream.text
 
 
+def test_heartbeats_are_events_for_who_asks(shared: HubProcess) -> None:
+    """A page hears of no comments, and so not that there are none any more."""
+    with shared.stream("table=notes&heartbeat=1") as stream:
+        first = stream.until("heartbeat")[-1]
+        assert json.loads(first.data) == {"position": shared.head(), "heartbeat": 0.3}
+        stream.until("caught-up")
+        run_sql(
+            shared.database, "INSERT INTO todos(id) VALUES ('h')", "DELETE FROM todos WHERE id = 'h'"
+        )
+        head = f"{shared.status()['epoch']}:{int(first.last_id.split(':')[1]) + 2}"
+        while json.loads(stream.until("heartbeat")[-1].data)["position"] != head:
+            pass
+        assert stream.last_id == head
+        assert "ping" not in stream.text
+
+
 # Ending.
 
 

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from cdchub.catalog import Selection
 from cdchub.change import ChangeType, Entry, ends_transaction, is_commit
@@ -51,14 +51,12 @@ class CatchUp:
         *,
         framed: FramedRing,
         turnstile: Turnstile,
-        retry_ms: Callable[[], int],
     ) -> None:
         self._present = present
         self._snapshots = snapshots
         self._config = config
         self._framed = framed
         self._turnstile = turnstile
-        self._retry_ms = retry_ms
         self.outcomes: Counter[str] = Counter()
 
     async def run(self, subscriber: Subscriber, start: Start) -> None:
@@ -231,8 +229,6 @@ class CatchUp:
         if reason == "epoch":
             subscriber.epoch_breaks += 1
             if subscriber.epoch_breaks > 1:
-                framer = subscriber.feed.framer
-                subscriber.sink.write(framer.closing(None, retry_ms=self._retry_ms()))
                 raise StreamEnded("second_epoch_break")
         selection = subscriber.feed.selection
         if table is None:

@@ -86,7 +86,6 @@ class Core:
             config,
             framed=feeds.framed,
             turnstile=Turnstile(config.turns_per_iteration),
-            retry_ms=self.retry_ms,
         )
         self.draining = False
 
@@ -358,6 +357,10 @@ class Core:
         try:
             await self._catch_up.run(subscriber, start)
         except StreamEnded as ended:
+            if ended.outcome != "stalled":
+                # Where several share a connection, nothing else would tell.
+                closing = subscriber.feed.framer.closing(None, retry_ms=self.retry_ms())
+                subscriber.sink.write(closing)
             self.unsubscribe(subscriber, ended.outcome)
         except asyncio.CancelledError:
             self.unsubscribe(subscriber, "cancelled")

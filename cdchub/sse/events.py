@@ -18,7 +18,12 @@ _encoder = msgspec.json.Encoder()
 
 
 class SseFramer:
-    """INTERFACE §3 as bytes. It has no state; one object serves all streams."""
+    """INTERFACE §3 as bytes. It has no state; one object serves all streams that want the same."""
+
+    def __init__(self, *, heartbeat_s: float | None = None) -> None:
+        """`heartbeat_s`: heartbeats are events, which say how often they come. A page hears nothing of
+        the others, and so not that there are none any more."""
+        self._heartbeat_s = heartbeat_s
 
     def changes(self, epoch: Epoch, items: Iterable[Item]) -> list[bytes]:
         prefix = b"id: %s:" % epoch.encode()
@@ -28,10 +33,14 @@ class SseFramer:
         return b"".join([b"data: %s\n\n" % data for data in changes])
 
     def opening(self, position: Position | None, *, retry_ms: int) -> bytes:
-        return f": connected\nretry: {retry_ms}\n{_id_line(position)}\n".encode()
+        opening = f": connected\nretry: {retry_ms}\n{_id_line(position)}\n".encode()
+        return opening if self._heartbeat_s is None else opening + self.heartbeat(position)
 
     def heartbeat(self, position: Position | None) -> bytes:
-        return f": ping\n{_id_line(position)}\n".encode()
+        if self._heartbeat_s is None:
+            return f": ping\n{_id_line(position)}\n".encode()
+        shown = None if position is None else str(position)
+        return _event("heartbeat", {"position": shown, "heartbeat": self._heartbeat_s}, id=shown)
 
     def transaction_end(self, position: Position) -> bytes:
         # An event, because a browser shows its page no id that comes without one.

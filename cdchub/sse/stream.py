@@ -56,6 +56,7 @@ class _Asked:
     snapshot: bool
     conflate: bool
     format: Format
+    framer: SseFramer
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,7 @@ class StreamEndpoint:
         self._present = core.present
         self._config = config
         self._framer = SseFramer()
+        self._beating_framer = SseFramer(heartbeat_s=config.heartbeat_s)
         self._queries: dict[bytes, _Asked] = {}
         self._queries_of: Catalog | None = None
 
@@ -124,7 +126,7 @@ class StreamEndpoint:
         sink.write(wanted.opening)
         return self._core.subscribe(
             wanted.asked.selection,
-            self._framer,
+            wanted.asked.framer,
             sink,
             wanted.start,
             snapshot=wanted.asked.snapshot,
@@ -138,7 +140,7 @@ class StreamEndpoint:
         start = self._start(request.headers.get("last-event-id"), asked)
         # Before a reset there is no id: who is cut off in between must be told of the break again.
         position = self._present.position(start) if isinstance(start, Cursor) else None
-        opening = self._framer.opening(position, retry_ms=self._core.retry_ms())
+        opening = asked.framer.opening(position, retry_ms=self._core.retry_ms())
         headers = dict(_HEADERS)
         if isinstance(start, Gone) and not asked.snapshot:
             position = self._present.head
@@ -165,6 +167,7 @@ class StreamEndpoint:
                 _flag(query.get("snapshot"), "snapshot"),
                 _flag(query.get("conflate"), "conflate"),
                 Format.asked_for(query.get("format")),
+                self._beating_framer if _flag(query.get("heartbeat"), "heartbeat") else self._framer,
             )
         return asked
 

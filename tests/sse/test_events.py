@@ -39,6 +39,22 @@ def test_a_heartbeat_moves_the_id_and_fires_nothing() -> None:
     assert read(FRAMER.heartbeat(None), "epoch1:3") == ([], "epoch1:3")
 
 
+def test_a_heartbeat_may_be_an_event_for_who_wants_to_hear_it() -> None:
+    framer = SseFramer(heartbeat_s=15)
+    (event,), last_id = read(framer.heartbeat(HERE), "epoch1:3")
+    assert (event.name, json.loads(event.data)) == (
+        "heartbeat",
+        {"position": "epoch1:7", "heartbeat": 15},
+    )
+    assert last_id == "epoch1:7"
+    (event,), last_id = read(framer.heartbeat(None), "epoch1:3")
+    assert (json.loads(event.data)["position"], last_id) == (None, "epoch1:3")
+    # The first one says at once when the next is due.
+    events, last_id = read(framer.opening(HERE, retry_ms=4000))
+    assert [event.name for event in events] == ["heartbeat"]
+    assert last_id == "epoch1:7"
+
+
 def test_a_snapshot_has_no_position_until_its_last_row() -> None:
     begin = FRAMER.snapshot_begin(HERE, ["t"])
     rows = FRAMER.snapshot_rows(b'{"n":1}\n{"n":2}\n')

@@ -80,7 +80,6 @@ const PASSING = new Set([
   "too_many_requests",
   "internal",
   "timeout",
-  "duplicate_sub",
 ]);
 
 const quoted = (text) => `"${String(text).replace(/["\\]/g, "\\$&")}"`;
@@ -172,9 +171,19 @@ export function fold(rows, change, keyOf) {
   const { oldValue, newValue } = change;
   const key = keyOf(newValue ?? oldValue ?? change.key, change);
   const before = oldValue ? keyOf(oldValue, change) : key;
-  if (newValue === null || before !== key) rows.delete(before);
+  // Another row may have taken its key meanwhile: two that swap theirs are two changes.
+  if (newValue === null || before !== key) {
+    const held = rows.get(before);
+    if (held && isRowOf(held, change)) rows.delete(before);
+  }
   if (newValue !== null) rows.set(key, newValue);
   return before === key ? [key] : [before, key];
+}
+
+/** Whether a row, of some columns, is the one that a change is about. */
+function isRowOf(row, { key, oldValue }) {
+  const columns = Object.keys(key).filter((column) => column in row);
+  return columns.every((column) => same(row[column], (oldValue ?? key)[column] ?? key[column]));
 }
 
 /**
@@ -578,6 +587,12 @@ class Room {
     }
     if (frame.type === "error" && frame.id === ANEW && PASSING.has(frame.code))
       return this.askAgain(frame, () => this.isBroken && this.askAnew());
+    if (frame.type === "unsubscribed") {
+      // The hub could not go on with it.
+      this.lost();
+      this.askAgain(frame, () => this.join());
+      return this.tellStatus();
+    }
     if (frame.type === "joined") this.error = null;
     if (frame.id === ANEW) this.isBroken = false;
     this.state = foldRoom(this.state, frame);
@@ -684,6 +699,8 @@ class Connection {
 
   open() {
     clearTimeout(this.timer);
+    // What this hub refused the next one may serve: a table that was missing, say.
+    for (const feed of this.feeds.values()) feed.error = null;
     const kind = this.nextKind === "sse" ? EventTransport : SocketTransport;
     this.transport = new kind(this);
     if (this.status === "closed") this.become("connecting");
@@ -777,6 +794,7 @@ class Connection {
   }
 
   resubscribe(feed) {
+    feed.lost();
     this.transport?.drop(feed);
     this.transport?.connect(feed);
   }
@@ -801,7 +819,9 @@ class Connection {
   }
 
   leave(room) {
-    if (!this.rooms.delete(room.name)) return;
+    // One that was left a while ago may have been replaced.
+    if (this.rooms.get(room.name) !== room) return;
+    this.rooms.delete(room.name);
     this.say({ type: "leave", room: room.name });
   }
 }
@@ -814,6 +834,7 @@ class SocketTransport {
     this.connection = connection;
     this.asked = 0;
     this.awaited = new Map(); // sub → id of the request that its feed waits for
+    this.retries = new Map(); // sub → calls off the next one
     this.isHeard = false;
     this.retryAfterMs = 0;
     this.socket = connection.newSocket();
@@ -867,6 +888,7 @@ class SocketTransport {
 
   connect(feed) {
     if (!this.isHeard) return;
+    this.callOffRetry(feed);
     const query = streamQuery(feed.requests);
     const id = ++this.asked;
     const request = {
@@ -888,7 +910,13 @@ class SocketTransport {
   }
 
   drop(feed) {
+    this.callOffRetry(feed);
     this.say({ type: "unsubscribe", sub: feed.sub });
+  }
+
+  callOffRetry(feed) {
+    this.retries.get(feed.sub)?.();
+    this.retries.delete(feed.sub);
   }
 
   take(frame) {
@@ -932,7 +960,9 @@ class SocketTransport {
       case "reset":
         return feed.reset(frame.tables);
       case "error":
-        this.awaited.delete(frame.sub);
+        // Of a subscription that was there already: that it has ended comes next.
+        if (!this.awaited.delete(frame.sub)) return;
+        if (frame.code === "duplicate_sub") return this.connection.resubscribe(feed);
         if (!PASSING.has(frame.code)) return feed.refuse(frame.message);
         return this.connectLater(feed, frame.retryAfterMs);
       case "unsubscribed":
@@ -944,12 +974,14 @@ class SocketTransport {
   connectLater(feed, retryAfterMs) {
     feed.lost();
     feed.deliver();
+    this.callOffRetry(feed);
     const { connection } = this;
-    later(
+    const callOff = later(
       (retryAfterMs ?? 0) + backoff(0, Math.random()),
       () => connection.feeds.get(feed.sub) === feed && connection.transport === this,
       () => this.connect(feed),
     );
+    this.retries.set(feed.sub, callOff);
   }
 }
 
@@ -1026,8 +1058,14 @@ class EventTransport {
     this.arrangeSoon();
   }
 
-  drop() {
+  drop(feed) {
+    for (const stream of this.streams) if (stream.feeds.includes(feed)) this.end(stream);
     this.arrangeSoon();
+  }
+
+  end(stream) {
+    stream.close();
+    this.streams.delete(stream);
   }
 
   /** A stream only listens: rooms tell that they need a WebSocket. */
@@ -1125,10 +1163,7 @@ class EventTransport {
     // The browser would wait for its own next try.
     for (const stream of this.streams) {
       const isFresh = !stream.isOpen && performance.now() - stream.begun < ANSWER_MS;
-      if (stream.source.readyState === EventSource.CONNECTING && !isFresh) {
-        stream.close();
-        this.streams.delete(stream);
-      }
+      if (stream.source.readyState === EventSource.CONNECTING && !isFresh) this.end(stream);
     }
     this.trySocketAnew();
     this.arrangeSoon();
@@ -1161,11 +1196,14 @@ class EventStream {
     const url = new URL("stream", transport.connection.base);
     url.search = String(streamQuery(feeds.flatMap((feed) => feed.requests)));
     url.searchParams.set("snapshot", "1");
+    // A page hears of no comments, and so not that there are none any more.
+    url.searchParams.set("heartbeat", "1");
     const since = commonPosition(feeds.map((feed) => feed.since));
     if (since !== null) url.searchParams.set("since", since);
     this.source = new EventSource(url);
     const on = (name, run) =>
       this.source.addEventListener(name, (event) => {
+        this.lastHeard = performance.now();
         if (event.data !== undefined) run(JSON.parse(event.data));
       });
     on("message", (change) => this.take(change));
@@ -1175,12 +1213,30 @@ class EventStream {
     });
     on("caught-up", ({ position }) => this.caughtUp(position));
     on("transaction-end", ({ position }) => this.ended(lsnOf(position)));
+    on("heartbeat", ({ position, heartbeat }) => {
+      if (position) this.ended(lsnOf(position));
+      this.watch(heartbeat);
+    });
     on("reset", ({ tables }) => this.of(tables).forEach((feed) => feed.reset(tables)));
     on("refused", ({ retryAfterMs }) => {
       transport.connection.down(transport, { heard: true, retryAfterMs });
     });
     this.source.onopen = () => (this.isOpen = true);
     this.source.onerror = () => this.broken();
+    this.watch(FIRST_HEARTBEAT_S);
+  }
+
+  /** Notices a connection that has died without a word. */
+  watch(heartbeat_s) {
+    if (heartbeat_s === this.heartbeat_s) return;
+    this.heartbeat_s = heartbeat_s;
+    this.lastHeard = performance.now();
+    clearInterval(this.timer);
+    this.timer = setInterval(() => {
+      const { connection } = this.transport;
+      if (performance.now() - this.lastHeard > HEARTBEATS_MISSED * heartbeat_s * 1000)
+        connection.down(this.transport, { heard: true });
+    }, heartbeat_s * 500);
   }
 
   of(tables) {
@@ -1226,6 +1282,7 @@ class EventStream {
   }
 
   close() {
+    clearInterval(this.timer);
     this.source.onerror = null;
     this.source.close();
   }
