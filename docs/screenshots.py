@@ -41,7 +41,7 @@ OTHER_PAGES = {
     "console": "/console",
 }
 IN_README = ("dashboard-desktop-light", "chat-desktop-dark", "console-desktop-light")
-MOVED_LSN = 20
+MOVED_LSN = 10
 BY_SHELL = "Written with the sqlite3 shell"
 
 
