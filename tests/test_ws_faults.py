@@ -1,4 +1,7 @@
-"""What goes wrong with a WebSocket: handshakes, peers that stall or misbehave, hubs that end."""
+"""What goes wrong with a WebSocket: handshakes, peers that stall or misbehave, hubs that end.
+
+Longer than a module should be: all of it, from the first byte to the last, on the same two hubs.
+"""
 
 from __future__ import annotations
 

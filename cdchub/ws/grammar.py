@@ -118,9 +118,9 @@ def parse(text: bytes) -> Request:
         raise BadMessage(_explained(text, str(error))) from error
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise BadMessage(f"this is not JSON: {error}") from error
-    if isinstance(request, Broadcast) and len(request.data) > BROADCAST_BYTES_MAX:
-        raise BadMessage(f"data has more than {BROADCAST_BYTES_MAX} bytes")
     if isinstance(request, Broadcast):
+        if len(request.data) > BROADCAST_BYTES_MAX:
+            raise BadMessage(f"data has more than {BROADCAST_BYTES_MAX} bytes")
         # The others get it as it was sent, and a line of theirs must stay one (`frames.line`).
         request.data = msgspec.Raw(msgspec.json.format(bytes(request.data), indent=-1))
     return request

@@ -9,7 +9,6 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page
 
 from tests.browser.client_page import (
     begin,
@@ -151,10 +150,6 @@ def test_rows_of_ones_own_that_fell_behind_are_filled_anew(hub: HubProcess, wind
         wait_for(lambda: len(rows(page)) == 2_502, "what came later")
 
 
-def hears_nothing(page: Page) -> bool:
-    return status(page) == "reconnecting"
-
-
 @pytest.mark.parametrize("websockets", [True, False], ids=["websocket", "sse"])
 def test_a_line_that_died_without_a_word_is_not_called_live(
     database: Path, windows: Windows, websockets: bool
@@ -167,7 +162,7 @@ def test_a_line_that_died_without_a_word_is_not_called_live(
         collect(page)
         relay.swallow()
         insert(database, "a")
-        wait_for(lambda: hears_nothing(page), "the silence to be noticed")
+        wait_for(lambda: status(page) == "reconnecting", "the silence to be noticed")
         relay.cut()
         relay.release()
         wait_for_titles(page, ["a"])

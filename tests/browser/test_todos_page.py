@@ -1,4 +1,7 @@
-"""The todo page as its users meet it: VIEWS, "Todos"."""
+"""The todo page as its users meet it: VIEWS, "Todos".
+
+Longer than a module should be: it follows that section point by point, and is read beside it.
+"""
 
 from __future__ import annotations
 
