@@ -119,15 +119,17 @@ class Stage:
         yield "g", event, f"{changed}{self._any(self._gone)}", [*self._take_off(self._gone), *put]
 
     def _write_down(self) -> str:
-        """NEW into the scratch table."""
+        """NEW into the scratch table.
+
+        The key is never set: a new key may collide, and for a statement that may, SQLite before 3.36
+        keeps a journal, which changes what is left of it where it fails with "datatype mismatch".
+        """
         names = [column.name for column in self.rows.shape.named]
         columns = ", ".join([_ONLY, *map(quote, names)])
         values = ", ".join(["1", *map(self._new_value, names)])
-        update = ", ".join(f"{name} = excluded.{name}" for name in [_ONLY, *map(quote, names)])
-        return (
-            f"INSERT INTO {self._scratch}({columns}) VALUES ({values})"
-            f" ON CONFLICT({_ONLY}) DO UPDATE SET {update}"
-        )
+        update = ", ".join(f"{name} = excluded.{name}" for name in map(quote, names))
+        known = f"DO UPDATE SET {update}" if update else "DO NOTHING"
+        return f"INSERT INTO {self._scratch}({columns}) VALUES ({values}) ON CONFLICT({_ONLY}) {known}"
 
     def _any(self, condition: str) -> str:
         return f"EXISTS (SELECT 1 FROM {self.name} WHERE {condition})"
