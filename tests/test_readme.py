@@ -144,10 +144,13 @@ def make_test(scratch: Scratch) -> None:
 
 
 def make_says(*wanted: str) -> Callable[[Scratch], None]:
-    """Only `make -n`, for what takes minutes: that it would run these, and that they are there."""
+    """Only `make -n`, for what takes minutes: that it would run these, and that they are there.
+
+    It is asked where nothing is installed yet, so that it names what it would install, too.
+    """
 
     def run(scratch: Scratch) -> None:
-        would_run = scratch.run(*scratch.make("-n"))
+        would_run = scratch.run(*scratch.words, "-n", "VENV=fresh")
         for words in wanted:
             assert words in would_run
             for file in re.findall(r"\S+\.py", words):
