@@ -22,6 +22,7 @@ import msgspec
 from cdchub.capture.choice import Choice, wanted_shapes, warnings_for
 from cdchub.capture.difference import ShapeVersion
 from cdchub.capture.driver import BadStatement, SqliteFault
+from cdchub.capture.former import former_name
 from cdchub.capture.schema import OWN_PREFIX, Database, Schema
 from cdchub.capture.stage import scratch_name, stage_name
 from cdchub.capture.standing import may_have_escaped, stands
@@ -348,7 +349,7 @@ def _standing_triggers(db: Database, table_id: int) -> list[Any]:
 def _drop_capture(db: Database, table_id: int) -> None:
     for (name,) in _standing_triggers(db, table_id):
         db.execute(f"DROP TRIGGER {quote(name)}")
-    for name in (stage_name(table_id), scratch_name(table_id)):
+    for name in (stage_name(table_id), scratch_name(table_id), former_name(table_id)):
         db.execute(f"DROP TABLE IF EXISTS {name}")
 
 

@@ -44,25 +44,34 @@ class Rows:
 
     def is_there(self, image: Image) -> str:
         """Whether a row stands under this identity now."""
-        return (
-            f"EXISTS (SELECT 1 FROM {self.table} _cdchub_o"
-            f" WHERE {same(self.other.identity, image.identity)})"
-        )
+        return f"EXISTS (SELECT 1 FROM {self.table} _cdchub_o WHERE {self.alike(self.other, image)})"
+
+    def alike(self, left: Image, right: Image) -> str:
+        """Whether two images are of one row, by identity. `left` is the one whose columns may have a
+        collation: the key of a WITHOUT ROWID table has one of its own."""
+        collations = () if self.rowid else self.shape.key_collations
+        return same(_collated(left.identity, collations), right.identity)
 
     def found_under(self, image: Image) -> str:
         """The condition that `_cdchub_r` is the row which stands under the wire key of `image` now."""
         shape = self.shape
         if not shape.key or shape.rowid_key:
-            return same(self.present.identity, image.identity)
+            return self.alike(self.present, image)
         key = [image.columns[name] for name in shape.key]
+
+        def under_key(row: Image) -> str:
+            # Through the key's own index, which has its collation, to what is exactly that key.
+            columns = [row.columns[name] for name in shape.key]
+            return same(_collated(columns, shape.key_collations), key)
+
         exact = self._same_on_wire(self.present, image)
         if self.rowid is None or not shape.key_nullable:
-            return f"{same([self.present.columns[name] for name in shape.key], key)} AND {exact}"
+            return f"{under_key(self.present)} AND {exact}"
         # A key with a NULL in it is the rowid's; any other is found through its own index.
         some_null = " OR ".join(f"{value} IS NULL" for value in key)
         by_key = (
             f"(SELECT _cdchub_k.{self.rowid} FROM {self.table} _cdchub_k"
-            f" WHERE {same([f'_cdchub_k.{quote(name)}' for name in shape.key], key)})"
+            f" WHERE {under_key(self.image('_cdchub_k'))})"
         )
         return (
             f"_cdchub_r.{self.rowid} ="
@@ -96,6 +105,12 @@ class Rows:
             f" AND typeof({left.columns[name]}) = typeof({right.columns[name]})"
             for name in self.shape.key
         )
+
+
+def _collated(columns: Sequence[str], collations: Sequence[str]) -> list[str]:
+    if not collations:
+        return list(columns)
+    return [f"{c} COLLATE {quote(name)}" for c, name in zip(columns, collations, strict=True)]
 
 
 def same(left: Sequence[str], right: Sequence[str]) -> str:

@@ -53,6 +53,7 @@ class Schema:
                 "SELECT name, type, wr, strict FROM pragma_table_list WHERE schema = 'main'"
             )
         }
+        self._references: dict[str, list[tuple[str, int, str, str | None]]] | None = None
         self._named: dict[str, Object] = {}
         self._of_table: dict[str, list[Object]] = {}
         for row in db.execute("SELECT type, name, tbl_name, sql, rowid FROM sqlite_schema"):
@@ -72,6 +73,21 @@ class Schema:
         """The text that an object was created with, by its exact name; None for what has none."""
         found = self._named.get(name)
         return None if found is None else found.sql
+
+    def references(self, table: str) -> list[tuple[str, int, str, str | None]]:
+        """The foreign-key columns that refer to a table: whose, the place in the key, their type, and
+        the column here that they name; None for the primary key's."""
+        if self._references is None:
+            self._references = {}
+            rows = self.db.execute(
+                'SELECT m.name, f."table", f.seq, c.type, f."to" FROM sqlite_schema m'
+                " JOIN pragma_foreign_key_list(m.name) f JOIN pragma_table_xinfo(m.name) c"
+                " ON c.name = f.\"from\" COLLATE NOCASE WHERE m.type = 'table'"
+            )
+            for child, parent, place, kind, column in rows:
+                found = self._references.setdefault(fold_name(parent), [])
+                found.append((child, place, kind or "", column))
+        return self._references.get(fold_name(table), [])
 
     def triggers(self, table: str) -> list[Object]:
         """All triggers on a table, ours too."""

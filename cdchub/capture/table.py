@@ -8,8 +8,9 @@ read with the shape it was written under.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import Enum
+from itertools import pairwise
 
 import msgspec
 
@@ -54,19 +55,23 @@ class UniqueIndex(msgspec.Struct, frozen=True):
 
 
 class NamedColumn(msgspec.Struct, frozen=True):
-    """A column that an expression names, with all that decides how it compares there."""
+    """A column that an expression names, with all that decides how it compares there. `generated`: the
+    expression that makes it, as the user wrote it."""
 
     name: str
     affinity: str
     collation: str
+    generated: str | None = None
 
 
 class Shape(msgspec.Struct, frozen=True):
     """One table. `columns` are those of `SELECT *`; `captured` are those of them not excluded.
 
-    `named` are the columns that the expressions of unique indexes name. `key` are the declared
-    primary-key columns; `rowid_key`: that key is an INTEGER PRIMARY KEY. `rowid` is a name under which
-    the rowid can be read, None for a WITHOUT ROWID table.
+    `named` are the generated columns in unique indexes, the columns that the expressions of those
+    name, and whatever these are generated from. `key` are the declared primary-key columns, and
+    `key_collations` what tells its values apart, which need not be the columns' own; `rowid_key`: that
+    key is an INTEGER PRIMARY KEY. `rowid` is a name under which the rowid can be read, None for a
+    WITHOUT ROWID table. `converted`: a foreign key's check may convert OLD (see `triggers`).
     """
 
     name: str
@@ -80,6 +85,8 @@ class Shape(msgspec.Struct, frozen=True):
     room: str | None
     grade: Grade = Grade.FULL
     named: tuple[NamedColumn, ...] = ()
+    key_collations: tuple[str, ...] = ()
+    converted: bool = False
 
     def column(self, name: str) -> Column:
         return next(column for column in self.columns if column.name == name)
@@ -159,10 +166,10 @@ def read_shape(
         db.execute("SELECT name, type FROM pragma_table_xinfo(?) WHERE pk > 0 ORDER BY pk", (name,))
     )
     key = tuple(column for column, _ in key_rows)
-    unique, has_key_index = _unique_indexes(schema, name)
+    unique, key_index = _unique_indexes(schema, name)
     # A single INTEGER primary key without an index of its own is the rowid itself; one declared
     # "INTEGER PRIMARY KEY DESC" has an index and is not (sqlite.org/lang_createtable.html#rowid).
-    rowid_key = not without_rowid and len(key) == 1 and not has_key_index
+    rowid_key = not without_rowid and len(key) == 1 and key_index is None
     shape = Shape(
         name=name,
         columns=columns,
@@ -175,6 +182,8 @@ def read_shape(
         room=None,
         grade=grade,
         named=_named(schema, name, columns, unique, strict=strict),
+        key_collations=_collations_in(key_index, key),
+        converted=_is_converted(schema, name, columns, key, strict=strict),
     )
     if shape.key_nullable and "rowid" in map(fold_name, key):
         raise TableRefused(
@@ -214,16 +223,40 @@ def _rowid_name(table: str, columns: Sequence[Column]) -> str:
     )
 
 
-def _unique_indexes(schema: Schema, table: str) -> tuple[tuple[UniqueIndex, ...], bool]:
-    """The unique indexes of `table`, and whether one of them is the declared key's own."""
+def _collations_in(index: UniqueIndex | None, key: Sequence[str]) -> tuple[str, ...]:
+    if index is None:
+        return ()
+    by_column = {term.column: term.collation for term in index.terms}
+    return tuple(by_column[name] for name in key)
+
+
+def _is_converted(
+    schema: Schema, table: str, columns: Sequence[Column], key: Sequence[str], *, strict: bool
+) -> bool:
+    """Whether a foreign key refers from a numeric column to one of `table` that is none."""
+    ours = {
+        fold_name(column.name)
+        for column in columns
+        if affinity_of(column.type, strict=strict) is not Affinity.NUMERIC
+    }
+    for child, place, theirs, named in schema.references(table):
+        parent = named if named is not None else (key[place] if place < len(key) else "")
+        listed = schema.listed(child)
+        child_strict = listed is not None and listed.strict
+        if affinity_of(theirs, strict=child_strict) is Affinity.NUMERIC and fold_name(parent) in ours:
+            return True
+    return False
+
+
+def _unique_indexes(schema: Schema, table: str) -> tuple[tuple[UniqueIndex, ...], UniqueIndex | None]:
+    """The unique indexes of `table`, and which of them is the declared key's own."""
     db = schema.db
     indexes = []
-    has_key_index = False
+    key_index = None
     listed = list(db.execute('SELECT name, "unique", origin FROM pragma_index_list(?)', (table,)))
     for index, unique, origin in listed:
         if not unique:
             continue
-        has_key_index = has_key_index or origin == "pk"
         sql = schema.sql(index)
         expressions, predicate = parse_index(sql, table) if sql else ([], None)
         terms = []
@@ -234,24 +267,27 @@ def _unique_indexes(schema: Schema, table: str) -> tuple[tuple[UniqueIndex, ...]
             expression = expressions[place] if cid == -2 else None
             terms.append(IndexTerm(column, expression, collation))
         indexes.append(UniqueIndex(tuple(terms), predicate))
-    return tuple(indexes), has_key_index
+        if origin == "pk":
+            key_index = indexes[-1]
+    return tuple(indexes), key_index
 
 
 _TOKEN = re.compile(
     r"""'(?:[^']|'')*' | "(?:[^"]|"")*" | `(?:[^`]|``)*` | \[[^\]]*\]
-        | --[^\n]*(?:\n|$) | /\*.*?(?:\*/|$) | \w+ | .""",
+        | --[^\n]*(?:\n|$) | /\*.*?(?:\*/|$) | [\w$\x80-\U0010ffff]+ | .""",
     re.VERBOSE | re.DOTALL,
 )
 
 
 def _tokens(sql: str) -> list[str]:
+    """SQL in pieces, by the rules of its names (sqlite.org/tokenreq.html); comments are spaces."""
     return [" " if t.startswith(("--", "/*")) else t for t in _TOKEN.findall(sql)]
 
 
 def _name_in(token: str) -> str:
     """What a token names, folded."""
     first = token[:1]
-    if first in ('"', "`"):
+    if first in ('"', "`", "'"):
         return fold_name(token[1:-1].replace(2 * first, first))
     return fold_name(token[1:-1] if first == "[" else token)
 
@@ -280,20 +316,33 @@ def _named(
     *,
     strict: bool,
 ) -> tuple[NamedColumn, ...]:
-    expressions = [term.expression or "" for index in unique for term in index.terms]
-    names = {_name_in(token) for text in expressions for token in _tokens(text)}
-    found = [column for column in columns if fold_name(column.name) in names]
-    if not found:
+    folded = {fold_name(column.name): column for column in columns}
+    terms = [term for index in unique for term in index.terms]
+    texts = [term.expression for term in terms if term.expression is not None]
+    wanted = {fold_name(t.column) for t in terms if t.column and folded[fold_name(t.column)].generated}
+    wanted |= _names_in(texts) & folded.keys()
+    if not wanted:
         return ()
-    collations = parse_collations(schema.sql(table) or "")
+    sql = schema.sql(table) or ""
+    collations, generated = parse_collations(sql), parse_generated(sql)
+    while more := _names_in([generated[name] for name in wanted if name in generated]) - wanted:
+        if not (more := more & folded.keys()):
+            break
+        wanted |= more
     return tuple(
         NamedColumn(
             column.name,
             stored_affinity(column.type, strict=strict),
-            collations.get(fold_name(column.name), "BINARY"),
+            collations.get(name, "BINARY"),
+            generated.get(name),
         )
-        for column in found
+        for name, column in folded.items()
+        if name in wanted
     )
+
+
+def _names_in(texts: Sequence[str]) -> set[str]:
+    return {_name_in(token) for text in texts for token in _tokens(text)}
 
 
 def stored_affinity(declared_type: str, *, strict: bool) -> str:
@@ -307,19 +356,42 @@ def stored_affinity(declared_type: str, *, strict: bool) -> str:
     return "REAL" if any(part in name for part in ("REAL", "FLOA", "DOUB")) else "NUMERIC"
 
 
+def _definitions(sql: str) -> list[list[str]]:
+    """The columns and constraints in a CREATE TABLE statement, as tokens."""
+    tokens = _tokens(sql)
+    return _lists(tokens, tokens.index("("))[0]
+
+
+def _clauses(definition: Sequence[str], keyword: str) -> Iterator[tuple[str, int]]:
+    """Where a column's definition has this keyword: the column, folded, and the place of what comes
+    next."""
+    places = [place for place, token in enumerate(definition) if not token.isspace()]
+    depth = 0
+    for place, following in pairwise(places):
+        token = definition[place]
+        depth += (token == "(") - (token == ")")
+        if depth == 0 and token.lower() == keyword and place != places[0]:
+            yield _name_in(definition[places[0]]), following
+
+
 def parse_collations(sql: str) -> dict[str, str]:
     """The collations that a CREATE TABLE statement declares, by folded column name. No pragma tells
     them."""
-    tokens = _tokens(sql)
+    return {
+        column: _name_in(definition[place])
+        for definition in _definitions(sql)
+        for column, place in _clauses(definition, "collate")
+    }
+
+
+def parse_generated(sql: str) -> dict[str, str]:
+    """The expressions of a CREATE TABLE statement's generated columns, by folded column name."""
     found = {}
-    definitions, _ = _lists(tokens, tokens.index("("))
-    for definition in definitions:
-        words = [token for token in definition if not token.isspace()]
-        depth = 0
-        for place, word in enumerate(words[:-1]):
-            depth += (word == "(") - (word == ")")
-            if depth == 0 and word.lower() == "collate" and place:
-                found[_name_in(words[0])] = _name_in(words[place + 1])
+    for definition in _definitions(sql):
+        for column, place in _clauses(definition, "as"):
+            if definition[place] == "(":
+                _, end = _lists(definition, place)
+                found[column] = "".join(definition[place + 1 : end])
     return found
 
 

@@ -6,6 +6,8 @@ newest first) then repeats the present state instead of reviving an old one, and
 rows by key in order ends with the table, whatever the user's own triggers did in between, and
 whichever of ours fires first.
 
+*Conversion*: where a foreign key's check may convert OLD, what a row was comes from `capture.former`.
+
 *Eviction* (grade FULL): rows that REPLACE removes without a DELETE trigger come from the stage
 (`capture.stage`), and are emitted in the same way.
 
@@ -15,6 +17,7 @@ than SQLite 3.35, and values travel as untyped columns, so that each arrives exa
 
 from __future__ import annotations
 
+from cdchub.capture.former import Former
 from cdchub.capture.rows import Image, Rows
 from cdchub.capture.schema import OWN_PREFIX
 from cdchub.capture.stage import Stage
@@ -39,10 +42,20 @@ def capture_sql(shape: Shape, table_id: int) -> dict[str, str]:
     triggers = _Triggers(rows.table, table_id)
     created: dict[str, str] = {}
     triggers.add("ai", "AFTER INSERT", "", [emission.present(rows.new)])
-    moved = f"AFTER UPDATE OF {rows.names_in_set(shape.key)}"
+    # A BEFORE trigger of the user's may change a declared key which the statement doesn't name. It
+    # can't change an identity: then SQLite lets go of the row.
+    of = "" if shape.key and rows.rowid and not shape.rowid_key else rows.names_in_set(shape.key)
+    moved = f"AFTER UPDATE OF {of}" if of else "AFTER UPDATE"
     triggers.add("am", moved, rows.key_changed(), [emission.present(rows.new)])
-    triggers.add("au", "AFTER UPDATE", "", [emission.of_former(rows.old)])
-    triggers.add("ad", "AFTER DELETE", "", [emission.of_former(rows.old)])
+    gone = [emission.of_former(rows.old)]
+    if shape.converted:
+        former = Former(rows, table_id)
+        created |= former.create()
+        triggers.add("fu", "BEFORE UPDATE", "", former.put())
+        triggers.add("fd", "BEFORE DELETE", "", former.put())
+        gone = [emission.of_former(former.image, former.source), former.take_off]
+    triggers.add("au", "AFTER UPDATE", "", gone)
+    triggers.add("ad", "AFTER DELETE", "", gone)
     if shape.grade is Grade.FULL:
         stage = Stage(rows, table_id, emission.of_former)
         created |= stage.create()
