@@ -53,6 +53,8 @@ class Capturing:
         self._log: LogWriter | None = None
         self._promotion: asyncio.Task[None] | None = None
         self._ending = threading.Event()
+        # Of the epochs that this hub has followed.
+        self._last_number = 0
         self._idle_counters = CaptureCounters()
 
     async def open(self) -> tuple[HistoryChanged, Catalog]:
@@ -137,7 +139,14 @@ class Capturing:
 
     def _open_tailer(self) -> tuple[HistoryChanged, Catalog]:
         left = self._owner.left
-        self._log = LogWriter(self._paths.log, database=self._paths.database, left=left)
+        self._log = LogWriter(
+            self._paths.log,
+            database=self._paths.database,
+            left=left,
+            reached_lsn=self._owner.reached_lsn,
+            last_number=self._last_number,
+            note=self._owner.note,
+        )
         try:
             tailer = Tailer(
                 self._paths,
@@ -151,7 +160,7 @@ class Capturing:
             opened = tailer.open()
         except BaseException as error:
             self._tailer = None
-            self._log.close()
+            self._owner.left = self._log.close_as_found(left)
             self._log = None
             if isinstance(error, sqlite3.Error):
                 raise LogUnusable(str(self._paths.log), str(error)) from error
@@ -193,6 +202,7 @@ class Capturing:
         follower, self._follower = self._follower, None
         assert follower is not None
         await asyncio.to_thread(follower.stop)
+        self._last_number = follower.epoch_number
         try:
             history, catalog = await asyncio.to_thread(self._open_tailer)
         except Exception as error:

@@ -89,6 +89,11 @@ class LogFollower:
     def start(self) -> None:
         self._thread.start()
 
+    @property
+    def epoch_number(self) -> int:
+        """The number of the epoch that was followed last."""
+        return self._state.present.number
+
     def stop(self) -> None:
         """Ends the thread; harmless when it has ended."""
         self._stop.set()

@@ -55,8 +55,11 @@ Since = Now | Beginning | AtLsn | Position
 
 
 def new_epoch() -> Epoch:
-    """A fresh epoch name, 48 random bits: enough that two lives of one database never meet."""
-    return Epoch(secrets.token_urlsafe(6))
+    """A fresh epoch name, 48 random bits: enough that two lives of one database never meet. It does
+    not begin like an option on a command line."""
+    while (name := secrets.token_urlsafe(6)).startswith("-"):
+        pass
+    return Epoch(name)
 
 
 def parse_lsn(text: str) -> Lsn | None:

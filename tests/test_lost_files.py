@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
+import pytest
+
 from tests.harness import (
     HubProcess,
     beside,
@@ -40,6 +42,26 @@ def test_a_log_that_is_deleted_under_the_hub_is_noticed(hub: HubProcess) -> None
         assert reset_of(stream)["reason"] == "epoch"
         wait_for(lambda: has_base(hub), "the base")
     verified(hub.database)
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_the_wal_of_a_deleted_log_is_not_taken_for_another_ones(hub: HubProcess, running: bool) -> None:
+    """Whoever reads in the README of one file deletes one file."""
+    add(hub.database, *map(str, range(100)))
+    hub.wait_for_lsn(100)
+    epoch = hub.status()["epoch"]
+    if not running:
+        hub.kill()
+    beside(hub.database, "-cdchub").unlink()
+    assert beside(hub.database, "-cdchub-wal").exists()
+    if not running:
+        hub.start()
+    wait_for(lambda: hub.status()["epoch"] != epoch, "a log and an epoch of its own")
+    wait_for(lambda: has_base(hub), "the base")
+    add(hub.database, "later")
+    hub.wait_for_lsn(101)
+    verified(hub.database)
+    assert hub.get("/readyz").status == 200
 
 
 def test_a_copied_source_without_its_log_begins_anew(hub: HubProcess, tmp_path: Path) -> None:

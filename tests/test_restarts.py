@@ -22,6 +22,7 @@ from cdchub.log import LogWriter
 from cdchub.log.protocol import SourceMark
 from tests.harness import PATIENCE_S, HubProcess, cdchub, make_database, run_sql
 from tests.test_hub import until
+from tests.test_source_faults import backup
 
 COUNT_UP = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {})"
 
@@ -164,6 +165,32 @@ def test_an_older_copy_of_database_and_log_together_is_another_history(
         assert json.loads(events[0].data)["reason"] == "epoch"
         rows = [json.loads(event.data)["key"]["id"] for event in events if event.name == "message"]
         assert rows == ["new", "old"]
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_a_copy_that_was_taken_while_a_hub_ran_is_another_history(
+    database: Path, tmp_path: Path, end: str
+) -> None:
+    log = Path(f"{database}-cdchub")
+    with HubProcess(database) as hub:
+        run_sql(database, "INSERT INTO todos(id) VALUES ('old')")
+        hub.wait_for_lsn(1)
+        for path in (database, log):
+            backup(path, tmp_path / f"copy of {path.name}")
+        run_sql(database, "INSERT INTO todos(id) VALUES ('lost')")
+        hub.wait_for_lsn(2)
+        seen = hub.head()
+        hub.stop() if end == "stop" else hub.kill()
+        for path in (database, log):
+            for suffix in ("-wal", "-shm"):
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
+            subprocess.run(["cp", tmp_path / f"copy of {path.name}", path], check=True)
+        hub.start()
+        with hub.stream(f"table=todos&since={seen}&snapshot=1") as stream:
+            events = stream.until("caught-up")
+        assert json.loads(events[0].data)["reason"] == "epoch"
+        rows = [json.loads(event.data)["key"]["id"] for event in events if event.name == "message"]
+        assert rows == ["old"]
 
 
 def test_stops_and_kills_are_no_restores(database: Path) -> None:

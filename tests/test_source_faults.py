@@ -13,7 +13,16 @@ from typing import Any
 import pytest
 
 from cdchub.capture.telling import TOLD_ROWS_MAX
-from tests.harness import HubProcess, Stream, make_database, quote, run_sql, wait_for
+from tests.harness import (
+    HubProcess,
+    Stream,
+    cdchub,
+    make_database,
+    quote,
+    run_sql,
+    verified,
+    wait_for,
+)
 
 
 def add(database: Path, *ids: str) -> None:
@@ -37,6 +46,53 @@ def backup(source: Path, target: Path) -> None:
         "a.backup(b); a.close(); b.close()"
     )
     subprocess.run([sys.executable, "-c", script, source, target], check=True, timeout=60)
+
+
+# Other databases in the place of the one that was read.
+
+
+def test_an_older_copy_is_one_also_where_the_outbox_is_empty(hub: HubProcess, tmp_path: Path) -> None:
+    add(hub.database, "a", "b")
+    hub.wait_for_lsn(2)
+    backup(hub.database, tmp_path / "copy.db")
+    add(hub.database, "c", "d", "e")
+    hub.wait_for_lsn(5)
+    with hub.stream("table=todos") as stream:
+        stream.until("caught-up")
+        run_sql(hub.database, "DELETE FROM _cdchub_outbox")
+        assert reset_of(stream)["reason"] == "epoch"
+    with hub.stream("table=todos") as stream:
+        stream.until("caught-up")
+        backup(tmp_path / "copy.db", hub.database)
+        assert reset_of(stream)["reason"] == "epoch"
+        add(hub.database, "f")
+        assert ids(stream.changes(1)) == ["f"]
+
+
+@pytest.mark.parametrize("mine", [[], ["mine"]])
+def test_a_database_that_was_captured_elsewhere_is_another_history(
+    hub: HubProcess, tmp_path: Path, mine: list[str]
+) -> None:
+    other = tmp_path / "other.db"
+    backup(hub.database, other)
+    assert cdchub("deinit", "--yes", other).returncode == 0
+    with HubProcess(other) as elsewhere:
+        add(other, "theirs", "too")
+        elsewhere.wait_for_lsn(2)
+        assert elsewhere.stop() == 0
+    for each in mine:
+        add(hub.database, each)
+    hub.wait_for_lsn(len(mine))
+    with hub.stream("table=todos") as stream:
+        stream.until("caught-up")
+        backup(other, hub.database)
+        assert reset_of(stream)["reason"] == "epoch"
+        add(hub.database, "later")
+        assert ids(stream.changes(1)) == ["later"]
+    wait_for(lambda: hub.status()["log"]["baseLsn"] is not None, "a base snapshot")
+    verified(hub.database)
+    assert hub.stop() == 0
+    hub.start()
 
 
 # Schema changes.

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import stat
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,8 +192,9 @@ def _inode(path: Path) -> int:
 
 
 class Owner:
-    """The lock on a source: held by one process, which leaves its pid in the lock file, and after a
-    clean stop the log's mark: beside the log, because no file can tell of itself that it is a copy.
+    """The lock on a source: held by one process, which leaves its pid in the lock file and how far the
+    log has come, and after a clean stop the log's mark: beside the log, because no file can tell of
+    itself that it is a copy.
 
     It is a file of its own, because a lock on the database file would be SQLite's.
     """
@@ -199,8 +202,9 @@ class Owner:
     def __init__(self, paths: SourcePaths) -> None:
         self._paths = paths
         self._descriptor: int | None = None
-        # What the last owner left there.
+        # What the last owner left there: the log's mark, or the last LSN that it had put there.
         self.left = ""
+        self.reached_lsn = 0
 
     @property
     def held(self) -> bool:
@@ -215,25 +219,53 @@ class Owner:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            pid = os.pread(descriptor, 32, 0).strip()
+            owner, _ = _owner_in(descriptor)
             os.close(descriptor)
-            owner = int(pid) if pid.isdigit() else None
             raise SourceOwned(os.fspath(self._paths.database), owner) from error
-        left = os.pread(descriptor, 100, 0).decode("ascii", "replace").strip()
-        # A pid is that of an owner that was killed.
-        self.left = "" if left.isdigit() else left
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        like_database(self._paths, self._paths.lock)
+        try:
+            killed, reached_lsn = _owner_in(descriptor)
+            left = "" if killed is not None else os.pread(descriptor, _LOCK_BYTES, 0).decode().strip()
+            like_database(self._paths, self._paths.lock)
+            _write_owner(descriptor, reached_lsn)
+        except BaseException:
+            # Left open it would be a lock that nobody holds, and nobody gives back.
+            os.close(descriptor)
+            raise
+        self.left, self.reached_lsn = left, reached_lsn
         self._descriptor = descriptor
+        _owners().add(self)
+
+    def note(self, lsn: int) -> None:
+        """The log has come as far as this."""
+        if self._descriptor is not None:
+            _write_owner(self._descriptor, lsn)
 
     def release(self, leave: str = "") -> None:
         """Gives the lock back. The file stays: removing it would let two owners lock two files."""
         if self._descriptor is not None:
             os.ftruncate(self._descriptor, 0)
             os.pwrite(self._descriptor, f"{leave}\n".encode() if leave else b"", 0)
+            self.forget()
+
+    def forget(self) -> None:
+        """Closes the lock file as it is."""
+        if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+@functools.cache
+def _owners() -> weakref.WeakSet[Owner]:
+    """The locks of this process. A child that is forked without exec (`multiprocessing` can) would
+    have them too, and keep them when this process has been killed."""
+    owners: weakref.WeakSet[Owner] = weakref.WeakSet()
+
+    def forget() -> None:
+        for owner in owners:
+            owner.forget()
+
+    os.register_at_fork(after_in_child=forget)
+    return owners
 
 
 def owner_pid(paths: SourcePaths) -> int | None:
@@ -245,11 +277,27 @@ def owner_pid(paths: SourcePaths) -> int | None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        pid = os.pread(descriptor, 32, 0).strip()
-        return int(pid) if pid.isdigit() else None
+        return _owner_in(descriptor)[0]
     finally:
         os.close(descriptor)
     return None
+
+
+# The most that is in a lock file; it is always written as a whole.
+_LOCK_BYTES = 100
+
+
+def _owner_in(descriptor: int) -> tuple[int | None, int]:
+    """The pid in a lock file and the LSN behind it; None and 0 where the last owner has stopped."""
+    words = os.pread(descriptor, _LOCK_BYTES, 0).split()
+    if len(words) == 3 and words[1] == b"at" and words[0].isdigit() and words[2].isdigit():
+        return int(words[0]), int(words[2])
+    return None, 0
+
+
+def _write_owner(descriptor: int, lsn: int) -> None:
+    text = f"{os.getpid()} at {lsn}"
+    os.pwrite(descriptor, f"{text:<{_LOCK_BYTES - 1}}\n".encode(), 0)
 
 
 def like_database(paths: SourcePaths, path: Path) -> None:

@@ -55,6 +55,17 @@ def check_anchor(connection: Connection, anchor: Anchor) -> None:
         f"SELECT lsn, nonce FROM {OUTBOX} WHERE lsn >= ? ORDER BY lsn LIMIT 2", (anchor.lsn,)
     )
     _after_anchor(rows, anchor, nonce=1)
+    if anchor.nonce is None:
+        check_empty(connection, anchor)
+
+
+def check_empty(connection: Connection, anchor: Anchor) -> None:
+    """Raises `HistoryBroken` where the outbox, which had no row at the anchor, is another one now."""
+    head_lsn = outbox_head(connection).lsn
+    if head_lsn < anchor.lsn:
+        raise HistoryBroken(f"LSN {anchor.lsn} was given out, and the last one now is {head_lsn}")
+    if connection.value(f"SELECT 1 FROM {OUTBOX} WHERE lsn = ?", (anchor.lsn,)):
+        raise HistoryBroken(f"LSN {anchor.lsn} was gone, and is there again")
 
 
 def read_rows(

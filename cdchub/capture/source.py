@@ -15,7 +15,16 @@ from cdchub.capture import install
 from cdchub.capture.commits import CommitEnds
 from cdchub.capture.connection import FileIdentity, SourcePaths, open_source, require_wal
 from cdchub.capture.decode import Decoder
-from cdchub.capture.outbox import LSN, VALUES, Anchor, OutboxRow, outbox_head, read_rows
+from cdchub.capture.outbox import (
+    LSN,
+    VALUES,
+    Anchor,
+    HistoryBroken,
+    OutboxRow,
+    check_empty,
+    outbox_head,
+    read_rows,
+)
 from cdchub.capture.progress import CaptureCounters, Progress
 from cdchub.capture.transactions import Transactions
 from cdchub.capture.triggers import OUTBOX
@@ -105,10 +114,13 @@ class Source:
         return SourceMark(self.captured.install_id, self.paths.database.stat().st_ino, _boot_id())
 
     def schema_changed(self) -> bool:
-        """Whether the schema is another one than at the last reconciliation."""
+        """Whether the schema is another one than at the last reconciliation. Raises `HistoryBroken`."""
         if self.connection.pragma("schema_version") == self.schema_version:
             return False
+        before = self.captured.install_id
         self.load()
+        if self.captured.install_id != before:
+            raise HistoryBroken("it was captured elsewhere")
         return True
 
     # Reading.
@@ -131,15 +143,18 @@ class Source:
 
     def read_batch(self, limit: int) -> Batch:
         """The next rows. To be called in a transaction. Raises `HistoryBroken`."""
+        anchor = self.progress.anchor
+        if anchor.nonce is None:
+            check_empty(self.connection, anchor)
         rows = read_rows(
             self.connection,
-            after=self.progress.anchor,
+            after=anchor,
             captured=self.captured,
             limit=limit,
             width=self._width,
         )
         if not rows:
-            return Batch(rows, self.progress.anchor.lsn)
+            return Batch(rows, anchor.lsn)
         self._width = len(rows[0]) - VALUES
         # Large rows make a short batch.
         head_lsn = outbox_head(self.connection).lsn

@@ -377,6 +377,9 @@ class Tailer:
         fresh = not install.is_installed(source.connection)
         if not fresh:
             source.load()
+            if not first:
+                # Whatever stands there now was put where our own source has been.
+                self._log.expect(source.captured.install_id)
             reason = break_in_history(source, self._log) or reason
         if fresh or reason is not None:
             outcome = begin_history(source, self._log, self._bases, self._choice, reason, strict=first)

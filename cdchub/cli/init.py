@@ -40,14 +40,14 @@ def run(options: argparse.Namespace) -> int:
     try:
         if options.command == "deinit":
             return _deinit(paths, options)
-        _init(paths, options, left=owner.left)
+        _init(paths, options, owner)
         leave = mark_of(paths.log)
         return 0
     finally:
         owner.release(leave)
 
 
-def _init(paths: SourcePaths, options: argparse.Namespace, *, left: str) -> None:
+def _init(paths: SourcePaths, options: argparse.Namespace, owner: Owner) -> None:
     connection = open_source(paths)
     try:
         with translated(paths):
@@ -64,7 +64,13 @@ def _init(paths: SourcePaths, options: argparse.Namespace, *, left: str) -> None
         if isinstance(delivery, Appended):
             tailer.accepted()
 
-    log = LogWriter(paths.log, database=paths.database, left=left)
+    log = LogWriter(
+        paths.log,
+        database=paths.database,
+        left=owner.left,
+        reached_lsn=owner.reached_lsn,
+        note=owner.note,
+    )
     try:
         tailer = Tailer(paths, log, choice=choice_from(options), config=config, deliver=deliver)
         _, catalog = tailer.open()

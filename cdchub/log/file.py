@@ -90,6 +90,9 @@ def _create(path: Path, database: Path) -> None:
         connection.executescript(f"BEGIN IMMEDIATE;{_SCHEMA}COMMIT;")
     finally:
         connection.close()
+    for suffix in ("-wal", "-shm"):
+        # What is left of a log that was deleted would be taken for this one's.
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
     new.rename(path)
 
 

@@ -38,17 +38,31 @@ from cdchub.position import Epoch, new_epoch
 class LogWriter:
     """The one writer. Every method is called on the thread that made it."""
 
-    def __init__(self, path: Path, *, database: Path, left: str = "") -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        database: Path,
+        left: str = "",
+        reached_lsn: int = 0,
+        last_number: int = 0,
+        note: Callable[[int], None] = lambda _: None,
+    ) -> None:
         """Opens or creates the log. Raises `LogUnusable`.
 
-        `left` is the file's mark at its last clean stop (`mark_of`), if it is known.
+        `left` is the file's mark at its last clean stop (`mark_of`), `reached_lsn` what `note` was told
+        last by a writer that was killed; as far as they are known. `last_number`: of the epochs that
+        this hub knows.
         """
         self._path = path
+        self._stopped_cleanly = bool(left)
         # An older copy of log and database together fits in all else.
-        self._is_copy = bool(left) and left != mark_of(path)
+        self.is_copy = bool(left) and left != mark_of(path)
+        self._reached_lsn = reached_lsn
+        self._note = note
         self._database = database
         # Epochs are told apart by their numbers while a hub runs, also those of a log that is gone.
-        self._last_number = 0
+        self._last_number = last_number
         self._open()
 
     def _open(self) -> None:
@@ -99,7 +113,10 @@ class LogWriter:
             return "replaced"
         if known["boot_id"] != mark.boot_id and known["clean"] != 1:
             return "unclean"
-        if self._is_copy and known["clean"] == 1:
+        if self.is_copy or (self._stopped_cleanly and known["clean"] != 1):
+            # Another file than the one that was left, or a copy that was taken while a hub ran.
+            return "restored"
+        if self._head_lsn() < self._reached_lsn:
             return "restored"
         return None
 
@@ -109,6 +126,9 @@ class LogWriter:
 
     def adopt(self, mark: SourceMark) -> None:
         """Takes note of the source; from here on a stop is unclean until `close_cleanly`."""
+        self._stopped_cleanly = self.is_copy = False
+        self._reached_lsn = 0
+        self._note(self._head_lsn())
         with self._transaction():
             self._set_meta("install_id", mark.install_id)
             self._set_meta("inode", mark.inode)
@@ -120,6 +140,19 @@ class LogWriter:
         self._db.execute("PRAGMA synchronous = FULL")
         self._set_meta("clean", 1)
         self.close()
+
+    def close_as_found(self, left: str) -> str:
+        """Closes a log that was opened for nothing. Returns its mark, which was `left`; empty where it
+        can't be left in order."""
+        if not left or self.is_copy:
+            self.close()
+            return left
+        try:
+            self.close_cleanly()
+        except sqlite3.Error:
+            self.close()
+            return ""
+        return mark_of(self._path)
 
     # History.
 
@@ -136,6 +169,10 @@ class LogWriter:
 
     def state(self) -> LogState:
         return read_state(self._db)
+
+    def _head_lsn(self) -> int:
+        state = self.state()
+        return state.present.head_lsn if state.epochs else 0
 
     def tail(self) -> Tail:
         """The end of the present epoch; there must be one."""
@@ -167,6 +204,7 @@ class LogWriter:
             for block in pack(entries, self._tables):
                 last_nonce = nonce if block.last_lsn == last else None
                 self._write(key_of(epoch_number, block.first_lsn), block, last_nonce, timestamp_ms)
+        self._note(last)
 
     def _check_follows(self, epoch_number: int, first_lsn: int) -> None:
         newest = self._db.execute("SELECT id, last_lsn FROM blocks ORDER BY id DESC LIMIT 1").fetchone()
