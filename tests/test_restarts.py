@@ -208,6 +208,11 @@ def test_stops_and_kills_are_no_restores(database: Path) -> None:
     assert cdchub("init", database).returncode == 0
     with HubProcess(database) as hub:
         assert hub.status()["epoch"] == epoch
+    # A start or an init that fails leaves all as it was.
+    for command in ("serve", "init"):
+        assert cdchub(command, database, "--table", "nix").returncode != 0
+    with HubProcess(database) as hub:
+        assert hub.status()["epoch"] == epoch
     # A lock file that is gone tells nothing.
     with HubProcess(database) as hub:
         assert hub.stop() == 0

@@ -36,15 +36,14 @@ def run(options: argparse.Namespace) -> int:
         connection.close()
     owner = Owner(paths)
     owner.acquire()
-    leave = owner.left
     try:
         if options.command == "deinit":
             return _deinit(paths, options)
         _init(paths, options, owner)
-        leave = mark_of(paths.log)
+        owner.left = mark_of(paths.log)
         return 0
     finally:
-        owner.release(leave)
+        owner.release(owner.left)
 
 
 def _init(paths: SourcePaths, options: argparse.Namespace, owner: Owner) -> None:
@@ -79,8 +78,9 @@ def _init(paths: SourcePaths, options: argparse.Namespace, owner: Owner) -> None
             tailer.settle()
         finally:
             tailer.stop()
-    finally:
-        log.close()
+    except BaseException:
+        owner.left = log.close_as_found(owner.left)
+        raise
     names = ", ".join(table.name for table in catalog.tables)
     print(f"capturing {names or 'no table yet'}; next: cdchub serve {options.database}")
 
