@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness import PATIENCE_S, HubProcess, cdchub, make_database, run_sql
+from tests.harness import PATIENCE_S, HubProcess, cdchub, make_database, run_sql, wait_for
 
 SENTINEL = "sentinel-9f3c-value"
 WIDE = ", ".join(f"c{n} DEFAULT {n}" for n in range(199))
@@ -215,6 +215,79 @@ def test_what_is_excluded_is_nowhere(guarded: Path, via: str) -> None:
 def test_a_table_that_is_named_and_excluded_is_not_captured(guarded: Path) -> None:
     done = cdchub("init", guarded, "--table", "vault", "--table", "accounts", "--exclude", "vault")
     assert "vault" not in triggers(guarded), done.stdout
+
+
+def test_what_is_excluded_stays_out_under_another_name(guarded: Path) -> None:
+    """An exclusion is by name, and names change: better no changes of a table than its secrets."""
+    run_sql(
+        guarded,
+        f"INSERT INTO vault VALUES (1, '{SENTINEL}')",
+        f"INSERT INTO accounts VALUES (1, 'Ann', '{SENTINEL}', 'a')",
+        "CREATE TABLE other(id INTEGER PRIMARY KEY, a)",
+    )
+    with HubProcess(guarded, "--exclude", "vault", "--exclude", "accounts.pin") as hub:
+        wait_for(lambda: hub.status()["log"]["baseLsn"] is not None, "a base snapshot")
+        with hub.stream("table=*") as stream:
+            stream.until("caught-up")
+            run_sql(guarded, "INSERT INTO other(id) VALUES (1)")
+            run_sql(guarded, "ALTER TABLE accounts RENAME COLUMN pin TO number")
+            run_sql(guarded, "ALTER TABLE vault RENAME TO cellar", "INSERT INTO cellar VALUES (2, 'x')")
+            wait_for(lambda: len([line for line in hub.lines if "--exclude" in line]) >= 2, "warnings")
+            run_sql(guarded, "INSERT INTO other(id) VALUES (2)")
+            while {"id": 2} not in (change["key"] for change in stream.changes(1)):
+                pass
+            assert SENTINEL not in stream.text
+            assert "cellar" not in stream.text
+        assert triggers(guarded) == {"other"}
+        assert hub.stop() == 0
+    log = guarded.with_name(guarded.name + "-cdchub")
+    assert not any(SENTINEL.encode() in path.read_bytes() for path in log.parent.glob(f"{log.name}*"))
+    # As the warning says.
+    done = cdchub("init", guarded, "--exclude", "cellar", "--exclude", "accounts.number")
+    assert done.returncode == 0, done.stderr
+    assert triggers(guarded) == {"other", "accounts"}
+
+
+def test_an_excluded_column_may_be_dropped(guarded: Path) -> None:
+    assert cdchub("init", guarded, "--exclude", "accounts.pin").returncode == 0
+    with HubProcess(guarded) as hub:
+        run_sql(guarded, "DROP TABLE vault", "CREATE TABLE later(id INTEGER PRIMARY KEY)")
+        run_sql(guarded, "CREATE TABLE pins AS SELECT pin FROM accounts WHERE 0")
+        script = guarded.with_name("drop.sql")
+        script.write_text(
+            "CREATE TABLE a2(id INTEGER PRIMARY KEY, name TEXT, room TEXT);"
+            "INSERT INTO a2 SELECT id, name, room FROM accounts;"
+            "DROP TABLE accounts; ALTER TABLE a2 RENAME TO accounts;"
+        )
+        assert cdchub("migrate", guarded, script).returncode == 0
+        with hub.stream("table=accounts") as stream:
+            stream.until("caught-up")
+            run_sql(guarded, "INSERT INTO accounts VALUES (1, 'Ann', 'a')")
+            assert stream.changes(1)[0]["newValue"] == {"id": 1, "name": "Ann", "room": "a"}
+        assert triggers(guarded) == {"accounts", "later", "pins"}
+
+
+def test_a_table_that_only_the_application_can_read_stops_no_other(tmp_path: Path) -> None:
+    """Its key is in an order that only the application knows: no base of it could be taken."""
+    database = make_database(tmp_path / "app.db", "CREATE TABLE plain(id INTEGER PRIMARY KEY)")
+    script = (
+        "import sqlite3, sys\n"
+        "db = sqlite3.connect(sys.argv[1])\n"
+        "db.create_collation('mine', lambda a, b: (a > b) - (a < b))\n"
+        "db.create_function('twice', 1, lambda x: 2 * x, deterministic=True)\n"
+        "db.execute('CREATE TABLE sorted(id TEXT COLLATE mine PRIMARY KEY)')\n"
+        "db.execute('CREATE TABLE made(id INTEGER PRIMARY KEY, v AS (twice(id)))')\n"
+        "db.close()"
+    )
+    subprocess.run([sys.executable, "-c", script, database], check=True, timeout=60)
+    done = cdchub("init", database)
+    assert done.returncode == 0
+    assert "'sorted' can't be captured: the hub can't read its rows" in done.stderr
+    assert "'made' can't be captured: the hub can't read its rows" in done.stderr
+    assert triggers(database) == {"plain"}
+    run_sql(database, "INSERT INTO plain VALUES (1)")
+    assert cdchub("tail", database, "--no-follow").returncode == 0
+    assert cdchub("verify", database).returncode == 0
 
 
 def test_an_exclusion_that_comes_later_takes_effect(guarded: Path) -> None:

@@ -156,10 +156,38 @@ def test_transactions_of_its_own_are_refused(captured: Path) -> None:
         fails(captured, script, 2, "one transaction")
 
 
+def test_savepoints_are_its_own(captured: Path) -> None:
+    script = "SAVEPOINT s; DELETE FROM t; ROLLBACK TO s; rollback transaction to s; RELEASE s;"
+    done(captured, f"{script} ALTER TABLE t ADD COLUMN c;")
+    assert run_sql(captured, "SELECT count(*) FROM t") != [[0]]
+
+
+def test_a_script_is_read_as_it_is(captured: Path) -> None:
+    captured.with_suffix(".sql").write_bytes(
+        "\ufeffUPDATE t SET a = '1\r\n2 ö' WHERE id = 1;\r\n".encode()
+    )
+    result = cdchub("migrate", captured, captured.with_suffix(".sql"))
+    assert result.returncode == 0, result.stderr
+    assert run_sql(captured, "SELECT a FROM t WHERE id = 1") == [["1\r\n2 ö"]]
+
+
+def test_a_violated_foreign_key_stops_it(captured: Path) -> None:
+    """As SQLite's twelve steps end (sqlite.org/lang_altertable.html#otheralter)."""
+    script = (
+        "CREATE TABLE child(id INTEGER PRIMARY KEY, p REFERENCES t(id));"
+        "INSERT INTO child VALUES (1, {}); PRAGMA foreign_key_check;"
+    )
+    fails(captured, script.format(99), 1, "statement 3", "1 rows of child", "nothing was changed")
+    done(captured, script.format(1))
+
+
 def test_what_is_no_script_is_refused(captured: Path) -> None:
     result = cdchub("migrate", captured, captured.parent / "none.sql")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     captured.with_suffix(".sql").write_bytes(b"SELECT '\xff'")
+    result = cdchub("migrate", captured, captured.with_suffix(".sql"))
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    captured.with_suffix(".sql").write_bytes(b"SELECT 1;\0")
     result = cdchub("migrate", captured, captured.with_suffix(".sql"))
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     bare = make_database(captured.parent / "bare.db", "CREATE TABLE t(a)")

@@ -48,6 +48,26 @@ def world(shared: World) -> Iterator[World]:
     shared.settle()
 
 
+def test_one_table_after_the_other(tmp_path: Path) -> None:
+    """As a migration in autocommit mode does it: no table is reset because another one was first."""
+    names = "abcdef"
+    database = make_database(
+        tmp_path / "app.db",
+        *(f"CREATE TABLE {name}(id INTEGER PRIMARY KEY, v)" for name in names),
+        *(f"INSERT INTO {name} VALUES (1, 1)" for name in names),
+    )
+    with HubProcess(database) as hub:
+        wait_for(lambda: hub.status()["log"]["baseLsn"] is not None, "a base snapshot")
+        with hub.stream("table=*") as stream:
+            stream.until("caught-up")
+            run_sql(database, *(f"ALTER TABLE {name} ADD COLUMN w DEFAULT 2" for name in names))
+            changes = stream.changes(len(names))
+            assert "reset" not in stream.text
+        assert sorted((change["table"], change["type"]) for change in changes) == [
+            (name, "UPDATE") for name in names
+        ]
+
+
 def page_rows() -> dict[str, tuple[set[str], set[str]]]:
     """The page's table: what somebody does → the kinds that a subscriber and `/cdc/changes` see."""
     rows: dict[str, tuple[set[str], set[str]]] = {}

@@ -16,8 +16,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from cdchub.cli.pretty import pretty
-from tests.harness import PATIENCE_S, HubProcess, cdchub, clean_environment, run_sql, wait_for
+from tests.harness import (
+    PATIENCE_S,
+    HubProcess,
+    cdchub,
+    clean_environment,
+    make_database,
+    run_sql,
+    wait_for,
+)
 
 
 def add(database: Path, *ids: str) -> None:
@@ -133,6 +143,31 @@ def test_a_url_can_be_read_once(hub: HubProcess) -> None:
     hub.wait_for_lsn(2)
     done = cdchub("tail", hub.url, "--since", "beginning", "--no-follow")
     assert (done.returncode, ids(done.stdout.splitlines())) == (0, ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--table", "TODOS"],
+        ["--table", "todos,lanes"],
+        ["--table", "todos", "--table", "Lanes"],
+        ["--room", "a"],
+        ["--room", "a", "--since", "beginning"],
+    ],
+)
+def test_a_check_understands_what_tail_does(tmp_path: Path, words: list[str]) -> None:
+    database = make_database(
+        tmp_path / "app.db",
+        "CREATE TABLE todos(id TEXT PRIMARY KEY, room)",
+        "CREATE TABLE lanes(id INTEGER PRIMARY KEY)",
+        "INSERT INTO todos VALUES ('x', 'a'), ('y', 'b')",
+    )
+    with HubProcess(database) as hub:
+        run_sql(database, "INSERT INTO todos VALUES ('z', 'a')", "INSERT INTO lanes VALUES (1)")
+        hub.wait_for_lsn(2)
+        done = cdchub("tail", hub.url, "--check", "--no-follow", *words)
+        assert done.returncode == 0, done.stderr
+        assert "agree with the hub" in done.stderr + done.stdout
 
 
 def test_refusals_and_dead_addresses_are_one_line(hub: HubProcess) -> None:

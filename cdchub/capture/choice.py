@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import msgspec
 
@@ -13,6 +14,11 @@ from cdchub.catalog import fold_name
 from cdchub.errors import TableRefused
 
 _SECRET = re.compile(r"passw|secret|token|hash|api_?key|private_?key|credential", re.IGNORECASE)
+
+_MAY_BE_EXCLUDED = (
+    "table {0!r} is not captured: {1!r}, which --exclude keeps out, is gone and may be in it under"
+    " another name; run `cdchub init` with --exclude for what is to be kept out now"
+)
 
 
 class TableChoice(msgspec.Struct, frozen=True):
@@ -36,9 +42,18 @@ class Choice(msgspec.Struct, frozen=True):
 
 
 def wanted_shapes(
-    schema: Schema, choice: Choice, warnings: list[str], *, strict: bool
+    schema: Schema,
+    choice: Choice,
+    warnings: list[str],
+    *,
+    strict: bool,
+    standing: Mapping[str, Shape] = MappingProxyType({}),
 ) -> dict[str, Shape]:
-    """The shapes to capture, by name. Raises `TableRefused` for what is named, if `strict`."""
+    """The shapes to capture, by name. Raises `TableRefused` for what is named, if `strict`.
+
+    `standing` are those that are captured now: a table is not captured where what was to be kept out
+    of the streams may be in it under another name.
+    """
     tables = schema.user_tables()
     exclusions = Exclusions(choice.exclude, tables, strict=strict)
     folded = {fold_name(name): name for name in tables}
@@ -51,8 +66,16 @@ def wanted_shapes(
             continue
         excluded = exclusions.columns.get(name, frozenset())
         if not strict:
+            if name not in standing and name not in named and exclusions.lost:
+                warnings.append(_MAY_BE_EXCLUDED.format(name, exclusions.lost[0]))
+                continue
             present = columns_of(schema.db, name)
-            excluded = frozenset(column for column in excluded if fold_name(column) in present)
+            lost = [column for column in excluded if fold_name(column) not in present]
+            before = {fold_name(c.name) for c in standing[name].columns} if name in standing else set()
+            if lost and not present <= before:
+                warnings.append(_MAY_BE_EXCLUDED.format(name, f"{name}.{min(lost)}"))
+                continue
+            excluded = excluded.difference(lost)
         how = named.get(name, TableChoice(name))
         try:
             wanted[name] = read_shape(schema, name, room=how.room, excluded=excluded, grade=how.grade)
@@ -69,6 +92,8 @@ class Exclusions:
     def __init__(self, exclude: Sequence[str], tables: Sequence[str], *, strict: bool) -> None:
         by_name = {fold_name(name): name for name in tables}
         self.tables: set[str] = set()
+        # What names nothing that is there, or not any more.
+        self.lost: list[str] = []
         columns: dict[str, set[str]] = {}
         for item in exclude:
             table, dot, column = item.rpartition(".")
@@ -78,6 +103,8 @@ class Exclusions:
                 columns.setdefault(by_name[fold_name(table)], set()).add(column)
             elif strict:
                 raise TableRefused(item, "--exclude names no table, and no column of one")
+            else:
+                self.lost.append(item)
         self.columns = {name: frozenset(found) for name, found in columns.items()}
 
 

@@ -23,6 +23,7 @@ from cdchub.capture.choice import Choice, wanted_shapes, warnings_for
 from cdchub.capture.difference import ShapeVersion
 from cdchub.capture.driver import BadStatement, SqliteFault
 from cdchub.capture.former import former_name
+from cdchub.capture.scan import scan_sql
 from cdchub.capture.schema import OWN_PREFIX, Database, Schema
 from cdchub.capture.stage import scratch_name, stage_name
 from cdchub.capture.standing import may_have_escaped, stands
@@ -50,6 +51,10 @@ class Captured:
     choice: Choice
     shapes: dict[int, Shape]
     active: frozenset[int]
+
+    def by_name(self) -> dict[str, Shape]:
+        """What is captured now."""
+        return {self.shapes[table_id].name: self.shapes[table_id] for table_id in self.active}
 
     def width_of(self, table_id: int | None, *, moved: bool) -> int:
         """How many value columns an outbox row of this table uses. A note has none (two), and a row
@@ -134,7 +139,8 @@ def reconcile(
     teller = Teller(db, None if silent else known, silent=silent or fresh)
     outcome = Outcome(before, teller.told, fresh=fresh)
     schema = Schema(db)
-    wanted = wanted_shapes(schema, before.choice, outcome.warnings, strict=strict)
+    active = before.by_name()
+    wanted = wanted_shapes(schema, before.choice, outcome.warnings, strict=strict, standing=active)
     named = {fold_name(chosen.table) for chosen in before.choice.tables or before.choice.rooms}
     named = {name for name in wanted if fold_name(name) in named}
     standing = {before.shapes[table_id].name: table_id for table_id in before.active}
@@ -169,7 +175,7 @@ def suspects(db: Database, choice: Choice | None = None) -> list[str] | None:
             return None
         choice = captured.choice
     schema = Schema(db)
-    wanted = wanted_shapes(schema, choice, [], strict=False)
+    wanted = wanted_shapes(schema, choice, [], strict=False, standing=captured.by_name())
     found = []
     for table_id in captured.active:
         shape = captured.shapes[table_id]
@@ -303,6 +309,11 @@ def _create_capture(db: Database, shape: Shape, table_id: int) -> None:
     _widen_outbox(db, 2 * len(shape.captured))
     # Where statements fail without our triggers, they rest on something that only the writers have,
     # such as a function of the application's.
+    unreadable = _fault_in(db, [scan_sql(shape)])
+    if unreadable is not None:
+        raise TableRefused(
+            shape.name, f"the hub can't read its rows ({unreadable}), as the application can"
+        ) from unreadable
     works = _fault_in_statements(db, shape) is None
     fault = _fault_in(db, capture_sql(shape, table_id).values())
     if works and fault is None:

@@ -62,25 +62,38 @@ class Mender:
 
         `escaped`: tables that were changed without capture. Raises `TableRefused`, if `strict`.
         """
-        with read_transaction(source.connection):
-            suspects = install.suspects(source.connection, self._choice)
-            version = source.connection.pragma("schema_version")
-        if suspects is None and not escaped:
-            source.schema_version = version
-            return None
-        names = sorted({*(suspects or ()), *escaped})
-        known = None
-        if names:
-            known = self._log.known_rows(names, rows_max=2 * TOLD_ROWS_MAX, as_told=bool(escaped))
-        try:
-            return self._reconcile_with(source, known, strict=strict, escaped=escaped)
-        finally:
-            if known is not None:
-                known.close()
+        for attempt in count(1):
+            with read_transaction(source.connection):
+                suspects = install.suspects(source.connection, self._choice)
+                version = source.connection.pragma("schema_version")
+            if suspects is None and not escaped:
+                source.schema_version = version
+                return None
+            names = sorted({*(suspects or ()), *escaped})
+            known = None
+            if names:
+                known = self._log.known_rows(names, rows_max=2 * TOLD_ROWS_MAX, as_told=bool(escaped))
+            # A script alters one table after the other, each in a transaction of its own.
+            names_max = None if attempt > _QUIET_TRIES_MAX else frozenset(names)
+            try:
+                outcome = self._reconcile_with(source, known, names_max, strict=strict, escaped=escaped)
+            finally:
+                if known is not None:
+                    known.close()
+            if outcome is not None:
+                return outcome
+        raise AssertionError("count() has no end")
 
     def _reconcile_with(
-        self, source: Source, known: KnownRows | None, *, strict: bool, escaped: Sequence[str]
-    ) -> install.Outcome:
+        self,
+        source: Source,
+        known: KnownRows | None,
+        names_max: frozenset[str] | None,
+        *,
+        strict: bool,
+        escaped: Sequence[str],
+    ) -> install.Outcome | None:
+        """None where more tables than `names_max` have changed by now: nothing was done then."""
         self._read_up(source)
         for attempt in count(1):
             with write_transaction(source.connection):
@@ -90,6 +103,9 @@ class Mender:
                     while batch.rows:
                         self._append(batch)
                         batch = source.read_batch(self._batch_rows)
+                    suspects = install.suspects(source.connection, self._choice)
+                    if names_max is not None and not names_max.issuperset(suspects or ()):
+                        return None
                     if known is not None:
                         self._log.catch_up(known)
                     outcome = install.reconcile(

@@ -46,6 +46,13 @@ def scan(db: Database, shape: Shape, where: Narrow = EVERYTHING) -> Iterator[lis
                 yield [(row[0], *decode_exact(row[1:], codec)) for row in found]
 
 
+def scan_sql(shape: Shape) -> str:
+    """What a scan of the table asks, for no rows: whether it can be asked."""
+    order = [quote(name) for name in shape.key] or [rowid_text(shape) or "NULL"]
+    columns = ", ".join(quote(name) for name in shape.captured)
+    return f"SELECT {columns} FROM {quote(shape.name)} ORDER BY {', '.join(order)} LIMIT 0"
+
+
 def take(rows: Iterator[Any], rows_max: int) -> list[Any]:
     """The next rows, at most `rows_max`, and no further ones when they have `BATCH_BYTES_MAX`."""
     found: list[Any] = []

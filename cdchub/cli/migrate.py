@@ -33,6 +33,8 @@ _FOREIGN_KEYS_ON = re.compile(
     r"PRAGMA\s+(main\s*\.\s*)?foreign_keys\s*(=|\()\s*['\"]?(1|on|true|yes)\b", re.IGNORECASE
 )
 _OUTER = frozenset(("BEGIN", "COMMIT", "END", "ROLLBACK"))
+_TO_SAVEPOINT = re.compile(r"ROLLBACK\s+(TRANSACTION\s+)?TO\b", re.IGNORECASE)
+_FOREIGN_KEY_CHECK = re.compile(r"PRAGMA\s+(main\s*\.\s*)?foreign_key_check\b", re.IGNORECASE)
 _SHOWN_CHARS_MAX = 80
 # Other writers finish first; a migration is worth waiting for.
 _BUSY_TIMEOUT_S = 30.0
@@ -84,9 +86,12 @@ def run(options: argparse.Namespace) -> int:
 def read_script(path: Path) -> Iterator[str]:
     """The statements of a script. Raises `UsageError` for what can't be run in one transaction."""
     try:
-        text = path.read_text()
+        # As it is: to read it as text would change the ends of lines, in strings too.
+        text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: can't be read ({error})") from error
+    if "\0" in text:
+        raise UsageError(f"{path}: a NUL character ends what SQLite reads: take it out")
     statement = ""
     for part in re.split(r"(?<=;)", text):
         statement += part
@@ -101,7 +106,7 @@ def read_script(path: Path) -> Iterator[str]:
 def _checked(path: Path, statement: str) -> Iterator[str]:
     body = _body(statement).rstrip("; \n")
     word = _WORD.match(body)
-    if word and word[0].upper() in _OUTER:
+    if word and word[0].upper() in _OUTER and not _TO_SAVEPOINT.match(body):
         raise UsageError(
             f"{path}: leave {word[0].upper()} out: the whole script is run in one transaction"
         )
@@ -161,11 +166,16 @@ def run_script(connection: Connection, statements: list[str]) -> None:
         down.add(int(ours[1]))
 
 
-def _run_all(connection: Connection, statements: list[str]) -> tuple[int, SqliteFault] | None:
+def _run_all(connection: Connection, statements: list[str]) -> tuple[int, Exception] | None:
     """The first statement that fails, and why; None where none does."""
     for number, statement in enumerate(statements):
         try:
-            connection.execute(statement)
+            rows = connection.execute(statement)
+            if rows and _FOREIGN_KEY_CHECK.match(_body(statement)):
+                broken = ", ".join(sorted({str(row[0]) for row in rows}))
+                return number, ValueError(
+                    f"{len(rows)} rows of {broken} refer to rows that are not there"
+                )
         except Busy:
             raise
         except SqliteFault as error:

@@ -38,7 +38,12 @@ def run(options: argparse.Namespace) -> int:
     finally:
         files.close()
     print(f"{out}: {rows} rows of {len(replica.schemas)} tables as of {epoch.position(lsn)}")
-    return 0
+    for table in sorted(replica.lost):
+        print(
+            f"cdchub: {table} is left out: it is not known from a break to the next base snapshot",
+            file=sys.stderr,
+        )
+    return 1 if replica.lost else 0
 
 
 def find_position(files: Files, text: str) -> tuple[EpochInfo, int]:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from cdchub.capture.connection import source_paths
+from cdchub.catalog import fold_name
 from cdchub.cli.check import Checker
 from cdchub.cli.follow import Follower, Note
 from cdchub.cli.options import is_url
@@ -80,11 +83,22 @@ def _tail_file(options: argparse.Namespace, printer: Printer) -> None:
         follower.close()
 
 
+def _checked_tables(
+    known: Sequence[Mapping[str, Any]], options: Sequence[str], *, room: str | None
+) -> list[str]:
+    """The tables to compare, as the hub calls them; with a room only those that have rooms."""
+    names = [name for option in options or ["*"] for name in option.split(",")]
+    if "*" in names:
+        return [table["table"] for table in known if room is None or table["room"] is not None]
+    folded = {fold_name(table["table"]): table["table"] for table in known}
+    # The hub says what there is to say of one that it doesn't know.
+    return [folded.get(fold_name(name), name) for name in names]
+
+
 async def _check_url(options: argparse.Namespace, printer: Printer) -> None:
     """Prints like `_tail_url`, and compares what it makes of the stream with what the hub holds."""
     async with Client(options.source, token=options.token) as client:
-        known = [table["table"] for table in await client.tables()]
-        tables = known if not options.table or "*" in options.table else options.table
+        tables = _checked_tables(await client.tables(), options.table, room=options.room)
         checker = Checker(client, tables, options.room, follow=not options.no_follow)
         events = client.events(
             tables,

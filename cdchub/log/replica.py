@@ -40,6 +40,8 @@ class Replica:
             "CREATE TABLE rows(tbl TEXT, key BLOB, row BLOB, PRIMARY KEY(tbl, key)) WITHOUT ROWID"
         )
         self.schemas = {schema.table: schema for schema in tables}
+        # Those that are not known since a break in their history.
+        self.lost: set[str] = set()
         self._pending: dict[tuple[str, bytes], bytes | None] = {}
         self.lsn = lsn
 
@@ -61,6 +63,7 @@ class Replica:
                 self._take_schema(table, entry.data)
             elif entry.type is ChangeType.BREAK:
                 self.forget(table)
+                self.lost.add(table)
             elif table in self.schemas:
                 self._put(table, entry.data)
             self.lsn = entry.lsn
@@ -69,8 +72,10 @@ class Replica:
         schema = _note_decoder.decode(data).schema
         if schema is None:
             self.forget(table)
+            self.lost.discard(table)
         elif schema.begins or table in self.schemas:
             self.schemas[table] = schema
+            self.lost.discard(table)
 
     def forget(self, table: str) -> None:
         """From here on the table is unknown."""

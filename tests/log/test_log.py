@@ -5,13 +5,15 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cdchub.change import ChangeType, SqliteValue
+from cdchub.catalog import TableSchema
+from cdchub.change import ChangeType, Entry, SqliteValue, WireNote, encode_note
 from cdchub.errors import ForeignLog, LogUnusable
-from cdchub.log import LogWriter
+from cdchub.log import LogWriter, Replica
 from cdchub.log.protocol import (
     Cursor,
     LogConflict,
@@ -189,3 +191,24 @@ def test_another_applications_database_is_not_touched(tmp_path: Path) -> None:
     db = sqlite3.connect(path)
     assert [name for (name,) in db.execute("SELECT name FROM sqlite_schema")] == ["precious"]
     db.close()
+
+
+def test_a_replica_knows_what_it_does_not_know() -> None:
+    def note(lsn: int, kind: ChangeType, schema: TableSchema | None = None) -> Entry:
+        raw = None if schema is None else msgspec.Raw(msgspec.json.encode(schema))
+        line = encode_note(WireNote(lsn, kind.name, "t", 1, lsn, commit=True, schema=raw))
+        return Entry(lsn, kind, "t", None, None, line)
+
+    begins = TableSchema(
+        "t", ("id",), (("id", ""),), (), None, whole=True, sql="CREATE TABLE t(id)", begins=True
+    )
+    replica = Replica([begins], lsn=0)
+    try:
+        replica.apply([note(1, ChangeType.BREAK)])
+        assert (replica.knows("t"), replica.lost) == (False, {"t"})
+        replica.apply([note(2, ChangeType.SCHEMA, begins)])
+        assert (replica.knows("t"), replica.lost) == (True, set())
+        replica.apply([note(3, ChangeType.BREAK), note(4, ChangeType.SCHEMA)])
+        assert (replica.knows("t"), replica.lost) == (False, set())
+    finally:
+        replica.close()
