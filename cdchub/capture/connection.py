@@ -236,9 +236,11 @@ class Owner:
         _owners().add(self)
 
     def note(self, lsn: int) -> None:
-        """The log has come as far as this."""
+        """The log has come as far as this. Where that can't be written (a full disk), the last note stays,
+        which says less and nothing wrong."""
         if self._descriptor is not None:
-            _write_owner(self._descriptor, lsn)
+            with contextlib.suppress(OSError):
+                _write_owner(self._descriptor, lsn)
 
     def release(self, leave: str = "") -> None:
         """Gives the lock back. The file stays: removing it would let two owners lock two files."""
