@@ -236,8 +236,8 @@ class Owner:
         _owners().add(self)
 
     def note(self, lsn: int) -> None:
-        """The log has come as far as this. Where that can't be written (a full disk), the last note stays,
-        which says less and nothing wrong."""
+        """The log has come as far as this. Where that can't be written (a full disk), the last note
+        stays, which says less and nothing wrong."""
         if self._descriptor is not None:
             with contextlib.suppress(OSError):
                 _write_owner(self._descriptor, lsn)
