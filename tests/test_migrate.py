@@ -156,6 +156,27 @@ def test_transactions_of_its_own_are_refused(captured: Path) -> None:
         fails(captured, script, 2, "one transaction")
 
 
+def test_what_passes_within_a_script_is_told(captured: Path) -> None:
+    """An index and a trigger that are gone at the end, and what they did past capture."""
+    done(
+        captured,
+        "CREATE UNIQUE INDEX passing ON t(a); INSERT OR REPLACE INTO t SELECT 90, a, b FROM t LIMIT 1;"
+        "DROP INDEX passing;",
+    )
+    verified(captured)
+    done(
+        captured,
+        "CREATE TEMP TRIGGER passing AFTER UPDATE ON main.t BEGIN SELECT RAISE(IGNORE); END;"
+        "UPDATE t SET b = 77; DROP TRIGGER passing;",
+    )
+    assert [77] in run_sql(captured, "SELECT b FROM t")
+    verified(captured)
+
+
+def test_another_database_is_none_of_it(captured: Path) -> None:
+    fails(captured, "ATTACH 'x.db' AS x; ALTER TABLE t ADD COLUMN c;", 2, "leave ATTACH out")
+
+
 def test_savepoints_are_its_own(captured: Path) -> None:
     script = "SAVEPOINT s; DELETE FROM t; ROLLBACK TO s; rollback transaction to s; RELEASE s;"
     done(captured, f"{script} ALTER TABLE t ADD COLUMN c;")

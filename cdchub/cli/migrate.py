@@ -12,16 +12,18 @@ import argparse
 import re
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cdchub.capture import install
 from cdchub.capture.connection import open_source, source_paths, write_transaction
+from cdchub.capture.difference import differs
 from cdchub.capture.driver import Busy, Connection, SqliteFault
 from cdchub.capture.outbox import Anchor
 from cdchub.capture.schema import OWN_PREFIX, Schema
-from cdchub.capture.table import quote
+from cdchub.capture.table import columns_of, quote
 from cdchub.capture.telling import TOLD_ROWS_MAX
+from cdchub.catalog import fold_name
 from cdchub.cli.rebuild import Files, apply_outbox
 from cdchub.errors import MigrationFailed, NoBase, SourceBusy, UsageError
 from cdchub.log import Replica
@@ -32,6 +34,7 @@ _WORD = re.compile(r"\w+")
 _FOREIGN_KEYS_ON = re.compile(
     r"PRAGMA\s+(main\s*\.\s*)?foreign_keys\s*(=|\()\s*['\"]?(1|on|true|yes)\b", re.IGNORECASE
 )
+_PASSING = re.compile(r"CREATE\s+(UNIQUE\s+INDEX|(TEMP(ORARY)?\s+)?TRIGGER)\b", re.IGNORECASE)
 _OUTER = frozenset(("BEGIN", "COMMIT", "END", "ROLLBACK"))
 _TO_SAVEPOINT = re.compile(r"ROLLBACK\s+(TRANSACTION\s+)?TO\b", re.IGNORECASE)
 _FOREIGN_KEY_CHECK = re.compile(r"PRAGMA\s+(main\s*\.\s*)?foreign_key_check\b", re.IGNORECASE)
@@ -64,7 +67,8 @@ def run(options: argparse.Namespace) -> int:
                 anchor = None if known is None else Anchor(known.lsn, None)
                 while known is not None and anchor is not None:
                     anchor = apply_outbox(connection, known, anchor)
-                outcome = install.reconcile(connection, known=known)
+                escaped = () if known is None else _changed_unseen(connection, known, statements)
+                outcome = install.reconcile(connection, known=known, escaped=escaped)
         except Busy as error:
             raise SourceBusy(options.database, _BUSY_TIMEOUT_S) from error
         finally:
@@ -110,6 +114,8 @@ def _checked(path: Path, statement: str) -> Iterator[str]:
         raise UsageError(
             f"{path}: leave {word[0].upper()} out: the whole script is run in one transaction"
         )
+    if word and word[0].upper() in ("ATTACH", "DETACH"):
+        raise UsageError(f"{path}: leave {word[0].upper()} out: a migration is of one database")
     if _FOREIGN_KEYS_ON.match(body):
         raise UsageError(
             f"{path}: PRAGMA foreign_keys does nothing inside a transaction, and the script is run in"
@@ -136,6 +142,23 @@ def _small_tables(connection: Connection) -> list[str]:
         for name in names
         if name not in standing
         or connection.value(limited.format(quote(name), TOLD_ROWS_MAX + 1)) <= TOLD_ROWS_MAX
+    ]
+
+
+def _changed_unseen(connection: Connection, known: Replica, statements: Sequence[str]) -> list[str]:
+    """The tables that the script changed past their triggers. A unique index or a trigger that comes
+    and goes can do that, and leaves no trace in the schema."""
+    if not any(_PASSING.match(_body(statement)) for statement in statements):
+        return []
+    captured = install.load(connection)
+    shapes = [captured.shapes[table_id] for table_id in captured.active]
+    return [
+        shape.name
+        for shape in shapes
+        # One that has other columns now is compared anyway.
+        if known.knows(shape.name)
+        and columns_of(connection, shape.name) == {fold_name(column.name) for column in shape.columns}
+        and differs(connection, known, shape)
     ]
 
 

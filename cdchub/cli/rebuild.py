@@ -114,7 +114,7 @@ class Files:
             why = broken or f"LSN {lsn} is neither in the log nor in the outbox"
             raise NotVerifiable(
                 f"the outbox does not continue the log ({why}): if the database was restored or"
-                " replaced, start the hub, or run `cdchub init`, and try again"
+                " replaced, start the hub, which begins a new epoch, and try again"
             )
         raise NotVerifiable("the log has moved on meanwhile: try again")
 
