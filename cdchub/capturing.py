@@ -127,6 +127,11 @@ class Capturing:
         if source is not None:
             source.kick()
 
+    def doubt(self) -> None:
+        """Somebody has read another source than the one that is followed: look anew. An owner can."""
+        if self._tailer is not None:
+            self._tailer.doubt()
+
     def accepted(self) -> None:
         """The loop has taken one delivery of changes."""
         source = self._source

@@ -286,6 +286,7 @@ class Hub:
             log=reader,
             anchor=lambda: self.core.present.anchor,
             catalog=lambda: self.core.present.catalog,
+            doubt=self._capturing.doubt,
         )
         stack.push_async_callback(self.spools.close)
         loop, newest = asyncio.get_running_loop(), self._history.state.present

@@ -17,7 +17,13 @@ from functools import partial
 
 from cdchub.capture.connection import SourcePaths
 from cdchub.capture.outbox import Anchor
-from cdchub.capture.snapshot import SnapshotStale, SnapshotTooSlow, Spool, take_snapshot
+from cdchub.capture.snapshot import (
+    SnapshotOfAnother,
+    SnapshotStale,
+    SnapshotTooSlow,
+    Spool,
+    take_snapshot,
+)
 from cdchub.catalog import Catalog, Selection, SnapshotFormat
 from cdchub.config import SnapshotConfig
 from cdchub.errors import Overloaded
@@ -87,7 +93,7 @@ class _Shared:
 
 class Spools:
     """`anchor` gives the cursor of the head that subscribers see, and its row's nonce; `catalog`
-    what is captured now."""
+    what is captured now. `doubt` is called where the source is another one than these tell of."""
 
     def __init__(
         self,
@@ -97,8 +103,10 @@ class Spools:
         log: LogReader,
         anchor: Callable[[], tuple[Cursor, int | None]],
         catalog: Callable[[], Catalog],
+        doubt: Callable[[], None],
     ) -> None:
         self._log = log
+        self._doubt = doubt
         self._catalog = catalog
         self._paths = paths
         self._config = config
@@ -239,7 +247,9 @@ class Spools:
                         stop=self._stop,
                     ),
                 )
-            except SnapshotStale:
+            except SnapshotStale as stale:
+                if isinstance(stale, SnapshotOfAnother):
+                    self._doubt()
                 await asyncio.sleep(_STALE_WAIT_S)
                 continue
             except (SnapshotTooSlow, OSError) as error:

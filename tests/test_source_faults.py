@@ -69,6 +69,25 @@ def test_an_older_copy_is_one_also_where_the_outbox_is_empty(hub: HubProcess, tm
         assert ids(stream.changes(1)) == ["f"]
 
 
+def test_a_copy_in_place_is_noticed_before_anybody_writes(hub: HubProcess, tmp_path: Path) -> None:
+    """SQLite goes on with the pages that it has read as long as the -wal says nothing else."""
+    add(hub.database, "kept")
+    hub.wait_for_lsn(1)
+    run_sql(hub.database, "PRAGMA wal_checkpoint(TRUNCATE)")
+    shutil.copy(hub.database, tmp_path / "copy.db")
+    add(hub.database, "lost")
+    hub.wait_for_lsn(2)
+    run_sql(hub.database, "PRAGMA wal_checkpoint(TRUNCATE)")
+    with hub.stream("table=todos") as stream:
+        stream.until("caught-up")
+        subprocess.run(["cp", tmp_path / "copy.db", hub.database], check=True)
+        # Whoever asks for a snapshot reads the database anew.
+        wait_for(lambda: hub.get("/cdc/snapshot?table=todos").status == 200, "a snapshot")
+        assert reset_of(stream)["reason"] == "epoch"
+    rows = hub.get("/cdc/snapshot?table=todos").json()["rows"]
+    assert [row["id"] for row in rows] == ["kept"]
+
+
 @pytest.mark.parametrize("mine", [[], ["mine"]])
 def test_a_database_that_was_captured_elsewhere_is_another_history(
     hub: HubProcess, tmp_path: Path, mine: list[str]

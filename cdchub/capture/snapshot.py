@@ -44,6 +44,10 @@ class SnapshotStale(CdchubError):
     retryable = True
 
 
+class SnapshotOfAnother(SnapshotStale):
+    """The source is another database than the one that is followed."""
+
+
 class SnapshotTooSlow(CdchubError):
     """Reading took longer than its bound; holding the snapshot on would make the WAL grow."""
 
@@ -117,7 +121,7 @@ def _check_history(connection: Connection, anchor: Anchor) -> None:
     found = connection.value(f"SELECT nonce FROM {OUTBOX} WHERE lsn = ?", (anchor.lsn,))
     # A row that was pruned since the anchor was read is fine; then a later one stands.
     if found != anchor.nonce and not (found is None and outbox_head(connection).lsn > anchor.lsn):
-        raise SnapshotStale(f"LSN {anchor.lsn} is another row than in the log")
+        raise SnapshotOfAnother(f"LSN {anchor.lsn} is another row than in the log")
 
 
 class Pace:

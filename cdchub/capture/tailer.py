@@ -76,6 +76,8 @@ class Tailer:
         self._wake = Wake(paths.wal, poll_s=capture.poll_s)
         self._bases = BaseKeeper(paths, log, config.base, self.counters, kick=self.kick)
         self._auditor = Auditor(capture)
+        # Whether somebody has read another source than we do.
+        self._doubted = False
         # Whether the last look left something.
         self._more = False
         self._mender = Mender(
@@ -129,6 +131,13 @@ class Tailer:
         """Somebody in this process has committed: look now."""
         self._wake.kick()
 
+    def doubt(self) -> None:
+        """Somebody has read another source than this connection does: it was copied over in place, and
+        nobody has written since."""
+        if not self._doubted:
+            self._doubted = True
+            self._wake.kick()
+
     def accepted(self) -> None:
         """The loop has taken one delivery of changes."""
         self._handover.accepted()
@@ -151,7 +160,9 @@ class Tailer:
                 self._recovered()
                 hint = self._wake.wait(self._patience_s())
                 other_files = self._wake.files_may_differ(hint)
-                if other_files and (self._source.replaced() or self._log.is_gone()):
+                replaced = other_files and (self._source.replaced() or self._log.is_gone())
+                if replaced or self._doubted:
+                    self._doubted = False
                     self._reopen()
             except Busy:
                 # Only reading and pruning happen here, so there is nothing to undo.
@@ -229,7 +240,7 @@ class Tailer:
         return False
 
     def _patience_s(self) -> float:
-        if self._bases.copying or self._auditor.busy:
+        if self._bases.copying or self._auditor.busy or self._doubted:
             return 0.0
         return self._source.progress.patience_s(self._config, time.monotonic())
 
