@@ -130,7 +130,7 @@ class Capturing:
     def doubt(self) -> None:
         """Somebody has read another source than the one that is followed: look anew. An owner can."""
         if self._tailer is not None:
-            self._tailer.doubt()
+            self._tailer.kick(doubt=True)
 
     def accepted(self) -> None:
         """The loop has taken one delivery of changes."""

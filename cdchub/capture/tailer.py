@@ -11,7 +11,6 @@ and a line in the log; the source and the log are left as they were.
 from __future__ import annotations
 
 import logging
-import os
 import sqlite3
 import threading
 import time
@@ -76,8 +75,6 @@ class Tailer:
         self._wake = Wake(paths.wal, poll_s=capture.poll_s)
         self._bases = BaseKeeper(paths, log, config.base, self.counters, kick=self.kick)
         self._auditor = Auditor(capture)
-        # Whether somebody has read another source than we do.
-        self._doubted = False
         # Whether the last look left something.
         self._more = False
         self._mender = Mender(
@@ -98,7 +95,7 @@ class Tailer:
         except sqlite3.Error as error:
             # The source's errors are `SqliteFault`s, whatever its library is.
             self._wake.close()
-            raise LogUnusable(os.fspath(self._paths.log), str(error)) from error
+            raise LogUnusable(str(self._paths.log), str(error)) from error
         except BaseException:
             self._wake.close()
             raise
@@ -127,16 +124,9 @@ class Tailer:
         self._wake.close()
         self._log.close_cleanly()
 
-    def kick(self) -> None:
-        """Somebody in this process has committed: look now."""
-        self._wake.kick()
-
-    def doubt(self) -> None:
-        """Somebody has read another source than this connection does: it was copied over in place, and
-        nobody has written since."""
-        if not self._doubted:
-            self._doubted = True
-            self._wake.kick()
+    def kick(self, *, doubt: bool = False) -> None:
+        """Somebody in this process has committed, or (`doubt`) has read another source: look now."""
+        self._wake.kick(doubt=doubt)
 
     def accepted(self) -> None:
         """The loop has taken one delivery of changes."""
@@ -161,8 +151,7 @@ class Tailer:
                 hint = self._wake.wait(self._patience_s())
                 other_files = self._wake.files_may_differ(hint)
                 replaced = other_files and (self._source.replaced() or self._log.is_gone())
-                if replaced or self._doubted:
-                    self._doubted = False
+                if self._wake.doubted() or replaced:
                     self._reopen()
             except Busy:
                 # Only reading and pruning happen here, so there is nothing to undo.
@@ -240,7 +229,7 @@ class Tailer:
         return False
 
     def _patience_s(self) -> float:
-        if self._bases.copying or self._auditor.busy or self._doubted:
+        if self._bases.copying or self._auditor.busy:
             return 0.0
         return self._source.progress.patience_s(self._config, time.monotonic())
 

@@ -41,6 +41,7 @@ class Wake:
         self._wal = -1
         self._folder = -1
         self._files_told = False
+        self._doubted = False
         # A commit hook may kick in the moment in which this is closed.
         self._kicking = threading.Lock()
         self._closed = False
@@ -52,6 +53,8 @@ class Wake:
     def wait(self, timeout_s: float) -> Hint:
         """Returns at the first hint, at the latest after `timeout_s`."""
         bound_s = timeout_s if self.uses_inotify else min(timeout_s, self._poll_s)
+        if self._doubted:
+            bound_s = 0.0
         ready = {descriptor for descriptor, _ in self._poll.poll(bound_s * 1000)}
         for descriptor in ready:
             # What the events say in detail doesn't matter: the database tells the truth.
@@ -68,8 +71,19 @@ class Wake:
         told, self._files_told = self._files_told, False
         return told or not (hint is Hint.WRITTEN and self.uses_inotify)
 
-    def kick(self) -> None:
-        """Wakes the waiting thread now; harmless when this is closed."""
+    def doubted(self) -> bool:
+        """Whether somebody has had a doubt since this was asked before."""
+        doubted, self._doubted = self._doubted, False
+        return doubted
+
+    def kick(self, *, doubt: bool = False) -> None:
+        """Wakes the waiting thread now; harmless when this is closed. `doubt`: the database may be
+        another one than the connection reads, because it was copied over in place and SQLite goes on
+        with the pages that it has."""
+        if doubt and self._doubted:
+            # One wake is enough, and more would be taken for writes that are yet to be seen.
+            return
+        self._doubted = self._doubted or doubt
         with self._kicking, contextlib.suppress(BlockingIOError):
             if not self._closed:
                 # A full pipe has enough wakes in it already.

@@ -279,19 +279,6 @@ CASES = [
             ),
         ),
     ),
-    # What is left of an UPDATE whose row a BEFORE trigger has updated is undefined too, but it is the
-    # same in all libraries so far.
-    Case(
-        "older_triggers_move_before",
-        (
-            _BY_TEXT,
-            (
-                "CREATE TRIGGER z1 BEFORE UPDATE OF v ON t WHEN new.v = 1 BEGIN"
-                " UPDATE t SET id = old.id || 'x' WHERE id = old.id; END"
-            ),
-        ),
-        rooms=False,
-    ),
     Case(
         "names_of_all_kinds",
         (

@@ -9,14 +9,9 @@ import pytest
 
 from cdchub.capture import install
 from cdchub.capture.choice import Choice, TableChoice
+from cdchub.capture.ddl import parse_collations, parse_generated, parse_index
 from cdchub.capture.schema import Schema
-from cdchub.capture.table import (
-    Grade,
-    parse_collations,
-    parse_index,
-    read_shape,
-    stored_affinity,
-)
+from cdchub.capture.table import Grade, read_shape, stored_affinity
 from cdchub.capture.telling import TOLD_ROWS_MAX
 from cdchub.capture.triggers import OUTBOX
 from cdchub.errors import TableRefused
@@ -43,6 +38,20 @@ def db() -> apsw.Connection:
 )  # fmt: skip
 def test_an_indexs_text_is_cut_at_its_terms(sql: str, terms: list[str], predicate: str | None) -> None:
     assert parse_index(sql, "t") == (terms, predicate)
+
+
+@pytest.mark.parametrize(
+    ("sql", "found"),
+    [
+        ("CREATE TABLE t(a, b AS (a + 1.5), c INT GENERATED ALWAYS AS (')' || a /* , */) STORED)",
+         {"b": "a + 1.5", "c": "')' || a  "}),
+        ("CREATE TABLE t('x y' TEXT DEFAULT (1) CHECK (a <> 1)\tas\n( x'61'||[a] ) UNIQUE, as$ INT)",
+         {"x y": " x'61'||[a] "}),
+        ("CREATE TABLE t(a, PRIMARY KEY(a))", {}),
+    ],
+)  # fmt: skip
+def test_the_expressions_of_generated_columns_are_cut(sql: str, found: dict[str, str]) -> None:
+    assert parse_generated(sql) == found
 
 
 @pytest.mark.parametrize(
