@@ -121,6 +121,10 @@ def test_a_file_can_be_read_once(database: Path) -> None:
     assert [(r["type"], r["key"]["id"]) for r in rows] == [("SNAPSHOT", "a"), ("SNAPSHOT", "b")]
     done = cdchub("tail", database, "--since", "99", "--no-follow")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    for since, type in (("1", "INSERT"), ("99", "SNAPSHOT")):
+        done = cdchub("tail", database, "--snapshot", "--since", since, "--no-follow")
+        assert done.returncode == 0
+        assert {json.loads(line)["type"] for line in done.stdout.splitlines()} == {type}
 
 
 def test_a_url_is_followed_across_restarts(hub: HubProcess) -> None:

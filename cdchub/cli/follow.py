@@ -75,9 +75,16 @@ class Follower:
             self._reader.close()
 
     def items(self, since: Since, *, snapshot: bool, follow: bool) -> Iterator[bytes | Note]:
-        """Changes as JSON, in order; ends at the present unless it is to follow."""
-        self._start(since)
-        if snapshot:
+        """Changes as JSON, in order; ends at the present unless it is to follow. `snapshot`: the rows
+        that are there come first, unless what follows a position can be told, as on a stream."""
+        try:
+            self._start(since)
+        except StartError:
+            if not snapshot:
+                raise
+            since = Now()
+            self._start(since)
+        if snapshot and isinstance(since, Now):
             yield from self._snapshot()
         elif isinstance(since, Beginning):
             yield from self._base()
