@@ -24,6 +24,9 @@ from cdchub.log.protocol import AppendLog, KnownRows
 
 # How often the lock is given back to read what somebody else has written; then writers wait.
 _QUIET_TRIES_MAX = 20
+# For how long what has changed is looked for anew because more has by then: each look takes as long
+# as reading what the log knows of it.
+_LOOKS_S_MAX = 3.0
 
 
 class Finding(Enum):
@@ -62,7 +65,8 @@ class Mender:
 
         `escaped`: tables that were changed without capture. Raises `TableRefused`, if `strict`.
         """
-        for attempt in count(1):
+        until_s = time.monotonic() + _LOOKS_S_MAX
+        while True:
             with read_transaction(source.connection):
                 suspects = install.suspects(source.connection, self._choice)
                 version = source.connection.pragma("schema_version")
@@ -73,8 +77,9 @@ class Mender:
             known = None
             if names:
                 known = self._log.known_rows(names, rows_max=2 * TOLD_ROWS_MAX, as_told=bool(escaped))
-            # A script alters one table after the other, each in a transaction of its own.
-            names_max = None if attempt > _QUIET_TRIES_MAX else frozenset(names)
+            # A script alters one table after the other, each in a transaction of its own. Whoever never
+            # stops has the tables reset that came too late.
+            names_max = None if time.monotonic() > until_s else frozenset(names)
             try:
                 outcome = self._reconcile_with(source, known, names_max, strict=strict, escaped=escaped)
             finally:
@@ -82,7 +87,6 @@ class Mender:
                     known.close()
             if outcome is not None:
                 return outcome
-        raise AssertionError("count() has no end")
 
     def _reconcile_with(
         self,
