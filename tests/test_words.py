@@ -70,9 +70,11 @@ def test_positions_survive_their_text(epoch: str, lsn: int) -> None:
 
 
 def test_new_epochs_are_valid_and_differ() -> None:
-    epochs = {new_epoch() for _ in range(100)}
-    assert len(epochs) == 100
+    epochs = {new_epoch() for _ in range(1_000)}
+    assert len(epochs) == 1_000
     assert all(EPOCH_PATTERN.fullmatch(epoch) for epoch in epochs)
+    # A command line takes such a word for an option; one in 64 would begin so.
+    assert not any(epoch.startswith("-") for epoch in epochs)
 
 
 @pytest.mark.parametrize(
