@@ -159,10 +159,11 @@ class Stage:
     def _next_rowid(self) -> str:
         """The rowid that SQLite gives out next (sqlite.org/autoinc.html): one more than the largest
         there is, or than the largest there has been."""
-        shape = self.rows.shape
+        name = literal(self.rows.shape.name)
+        largest = f"(SELECT coalesce(max({self.rows.rowid}) + 1, 1) FROM {self.rows.table})"
         return (
-            f"max((SELECT coalesce(max({self.rows.rowid}) + 1, 1) FROM {self.rows.table}),"
-            f" coalesce((SELECT seq + 1 FROM sqlite_sequence WHERE name = {literal(shape.name)}), 1))"
+            f"coalesce((SELECT max(seq + 1, {largest}) FROM sqlite_sequence WHERE name = {name}),"
+            f" {largest})"
         )
 
     def _any(self, condition: str) -> str:
