@@ -3,6 +3,8 @@
 `capture_speed.py drain busy transaction table` measures the sections that are named, all of them by
 default, each on a database of its own, and prints a Markdown table with the goals. Nothing fails when
 a goal is missed, because machines differ: read the ratios and the medians of `--rounds`.
+
+Longer than a module should be by a few lines: the sections share how they watch a hub and fill a table.
 """
 
 from __future__ import annotations

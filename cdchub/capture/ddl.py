@@ -71,8 +71,7 @@ def _clauses(definition: Sequence[str], keyword: str) -> Iterator[tuple[str, int
 
 
 def parse_collations(sql: str) -> dict[str, str]:
-    """The collations that a CREATE TABLE statement declares, by folded column name. No pragma tells
-    them."""
+    """The collations that a CREATE TABLE statement declares, by folded column name."""
     return {
         column: _name_in(definition[place])
         for definition in _definitions(sql)
@@ -92,11 +91,7 @@ def parse_generated(sql: str) -> dict[str, str]:
 
 
 def parse_index(sql: str, table: str) -> tuple[list[str], str | None]:
-    """The indexed terms and the WHERE text of a CREATE INDEX statement, as the user wrote them.
-
-    SQLite tells the columns of an index but not its expressions, so they are cut from the text that
-    it has already accepted: only brackets, quotes and comments need to be understood.
-    """
+    """The indexed terms and the WHERE text of a CREATE INDEX statement, as the user wrote them."""
     tokens = _tokens(sql)
     on = next(i for i, token in enumerate(tokens) if token.lower() == "on")
     terms, end = _lists(tokens, tokens.index("(", on))

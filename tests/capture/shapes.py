@@ -1,4 +1,7 @@
-"""Table shapes and random statements for the fuzz of the capture triggers."""
+"""Table shapes and random statements for the fuzz of the capture triggers.
+
+Longer than a module should be: it is one table of shapes, which is read and added to as a whole.
+"""
 
 from __future__ import annotations
 
