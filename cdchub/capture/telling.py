@@ -89,10 +89,11 @@ class Teller:
         self._note(old.shape.name, None)
 
     def _knowing(self, shape: Shape) -> KnownRows | None:
-        known = self._known
-        if known is None or not known.knows(shape.name) or known.count(shape.name) > TOLD_ROWS_MAX:
+        known, name = self._known, shape.name
+        if known is None or not known.knows(name) or known.count(name) > TOLD_ROWS_MAX:
             return None
-        return known
+        # No difference by key tells of the row that was there before.
+        return None if known.overwritten(name) else known
 
     def _fits(self, shape: Shape) -> bool:
         limited = f"SELECT count(*) FROM (SELECT 1 FROM {quote(shape.name)} LIMIT {TOLD_ROWS_MAX + 1})"

@@ -20,6 +20,7 @@ from cdchub.change import ChangeType, Entry, keyed_row
 
 # Applied in one go: large enough that the cost per statement vanishes, small enough for memory.
 _BATCH_ROWS = 2_000
+_DELETE = "DELETE FROM rows WHERE tbl = ? AND key = ?"
 
 
 class _Note(msgspec.Struct):
@@ -43,6 +44,9 @@ class Replica:
         # Those that are not known since a break in their history.
         self.lost: set[str] = set()
         self._pending: dict[tuple[str, bytes], bytes | None] = {}
+        # Keys whose first change among those is an INSERT, by table; and tables where one found a row.
+        self._inserted: dict[str, list[bytes]] = {}
+        self._overwritten: set[str] = set()
         self.lsn = lsn
 
     def close(self) -> None:
@@ -54,7 +58,7 @@ class Replica:
         """Takes in rows of a base: SNAPSHOT changes as lines."""
         if table in self.schemas:
             for line in lines:
-                self._put(table, line)
+                self._put(table, line, inserted=False)
 
     def apply(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
@@ -65,7 +69,7 @@ class Replica:
                 self.forget(table)
                 self.lost.add(table)
             elif table in self.schemas:
-                self._put(table, entry.data)
+                self._put(table, entry.data, inserted=entry.type is ChangeType.INSERT)
             self.lsn = entry.lsn
 
     def _take_schema(self, table: str, data: bytes) -> None:
@@ -81,11 +85,18 @@ class Replica:
         """From here on the table is unknown."""
         self._flush()
         self.schemas.pop(table, None)
+        self._overwritten.discard(table)
         self._db.execute("DELETE FROM rows WHERE tbl = ?", (table,))
 
-    def _put(self, table: str, line: bytes) -> None:
+    def _put(self, table: str, line: bytes, *, inserted: bool) -> None:
         change = keyed_row(line)
-        self._pending[table, change.key] = change.row
+        place = table, change.key
+        if inserted:
+            if place not in self._pending:
+                self._inserted.setdefault(table, []).append(change.key)
+            elif self._pending[place] is not None:
+                self._overwritten.add(table)
+        self._pending[place] = change.row
         if len(self._pending) >= _BATCH_ROWS:
             self._flush()
 
@@ -96,14 +107,28 @@ class Replica:
         gone = [place for place, row in self._pending.items() if row is None]
         self._pending.clear()
         self._db.execute("BEGIN")
+        for table, keys in self._inserted.items():
+            found = self._db.executemany(_DELETE, [(table, key) for key in keys])
+            if found.rowcount > 0:
+                self._overwritten.add(table)
+        self._inserted.clear()
         self._db.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?, ?)", kept)
-        self._db.executemany("DELETE FROM rows WHERE tbl = ? AND key = ?", gone)
+        self._db.executemany(_DELETE, gone)
         self._db.execute("COMMIT")
 
     # Asking it.
 
     def knows(self, table: str) -> bool:
         return table in self.schemas
+
+    def overwritten(self, table: str) -> bool:
+        """Whether an INSERT took the place of a row whose end was never told.
+
+        Such a row has escaped capture. Whoever holds all rows has let go of it by its key; whoever
+        asked for a room or with a filter may hold it still, because the INSERT was not for them.
+        """
+        self._flush()
+        return table in self._overwritten
 
     def count(self, table: str) -> int:
         self._flush()
@@ -120,9 +145,7 @@ class Replica:
     def take(self, table: str, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """Like `find`; afterwards these rows are no longer in here."""
         found = self.find(table, keys)
-        self._db.executemany(
-            "DELETE FROM rows WHERE tbl = ? AND key = ?", [(table, key) for key in found]
-        )
+        self._db.executemany(_DELETE, [(table, key) for key in found])
         return found
 
     def rows(self, table: str) -> Iterator[tuple[bytes, bytes]]:
