@@ -245,6 +245,15 @@ CASES = {
         unseen("CREATE UNIQUE INDEX t_a ON t(a)", "INSERT OR REPLACE INTO t VALUES (3, 'x', 30)"),
         {"INSERT": 1, "DELETE": 1},
     ),
+    "… and an `INSERT` under the key of the evicted row": Case(
+        unseen(
+            "CREATE UNIQUE INDEX t_a ON t(a)",
+            "INSERT OR REPLACE INTO t VALUES (3, 'x', 30)",
+            "INSERT INTO t VALUES (1, 'new', 1)",
+        ),
+        {"INSERT": 2, "reset": 1},
+        history={"INSERT", "schema_changed"},
+    ),
     "`CREATE UNIQUE INDEX`": Case(sql("CREATE UNIQUE INDEX t_a ON t(a)")),
     "`CREATE INDEX`, `DROP INDEX`, `REINDEX`, `ANALYZE`": Case(
         sql("CREATE INDEX t_a ON t(a)", "REINDEX", "ANALYZE", "DROP INDEX t_a")

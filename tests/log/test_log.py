@@ -212,3 +212,32 @@ def test_a_replica_knows_what_it_does_not_know() -> None:
         assert (replica.knows("t"), replica.lost) == (False, set())
     finally:
         replica.close()
+
+
+@pytest.mark.parametrize("flushed", [False, True], ids=["pending", "stored"])
+@pytest.mark.parametrize(
+    ("kinds", "overwritten"),
+    [
+        ("INSERT", False),
+        ("INSERT UPDATE DELETE INSERT", False),
+        ("DELETE INSERT", False),
+        ("INSERT INSERT", True),
+        ("INSERT UPDATE INSERT DELETE", True),
+        ("INSERT INSERT BREAK", False),
+    ],
+)
+def test_a_replica_notices_an_insert_over_a_row(kinds: str, overwritten: bool, flushed: bool) -> None:
+    def change(lsn: int, kind: ChangeType) -> Entry:
+        row = b"null" if kind is ChangeType.DELETE else b'{"id":1}'
+        line = b'{"lsn":%d,"table":"t","key":{"id":1},"newValue":%s}' % (lsn, row)
+        return Entry(lsn, kind, "t", None, None, line)
+
+    replica = Replica([TableSchema("t", ("id",), (("id", ""),), (), None, whole=True, sql="")], lsn=0)
+    try:
+        for lsn, name in enumerate(kinds.split(), 1):
+            replica.apply([change(lsn, ChangeType[name])])
+            if flushed:
+                replica.count("t")
+        assert replica.overwritten("t") is overwritten
+    finally:
+        replica.close()
