@@ -207,7 +207,7 @@ def test_minus_zero_stays_in_the_row_but_not_in_the_key(shared: HubProcess) -> N
 
 
 def test_replace_tells_of_the_rows_it_evicts(shared: HubProcess) -> None:
-    run_sql(shared.database, "INSERT INTO uniq VALUES (1, 'a', 0), (2, 'b', 0)")
+    changes_of(shared, "uniq", "INSERT INTO uniq VALUES (1, 'a', 0), (2, 'b', 0)")
     found = changes_of(shared, "uniq", "REPLACE INTO uniq VALUES (3, 'a', 1)")
     assert sorted(map(brief, found)) == [
         ("DELETE", "uniq", '{"id": 1}'),
@@ -226,7 +226,7 @@ def test_replace_tells_of_the_rows_it_evicts(shared: HubProcess) -> None:
 def test_foreign_keys_and_triggers(shared: HubProcess) -> None:
     found = changes_of(shared, "parent,child", "INSERT INTO parent VALUES (1)")
     assert sorted(change["table"] for change in found) == ["audit", "parent"]
-    run_sql(shared.database, "INSERT INTO child VALUES (1, 1), (2, 1)")
+    changes_of(shared, "parent,child", "INSERT INTO child VALUES (1, 1), (2, 1)")
     found = changes_of(shared, "parent,child", "PRAGMA foreign_keys = ON", "DELETE FROM parent")
     assert sorted(map(brief, found)) == [
         ("DELETE", "child", '{"id": 1}'),

@@ -167,7 +167,9 @@ class Peer:
         if self.polite and found.opcode == PING:
             self.send(PONG, found.payload)
         if self.polite and found.opcode == CLOSE:
-            self.send(CLOSE, found.payload[:2])
+            # Whoever has said goodbye need not have waited for this one.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                self.send(CLOSE, found.payload[:2])
         return found
 
     def _cut(self) -> Frame | None:
