@@ -78,16 +78,16 @@ class Rows:
             f" CASE WHEN {some_null} THEN {image.identity[0]} ELSE {by_key} END AND {exact}"
         )
 
-    def key_changed(self) -> str:
-        """Whether OLD's and NEW's keys differ on the wire."""
+    def key_changed(self, old: Image) -> str:
+        """Whether the keys of `old` and NEW, which are one row, differ on the wire."""
         shape = self.shape
-        moved = f"OLD.{self.rowid} <> NEW.{self.rowid}"
+        moved = f"{old.identity[0]} <> {self.new.identity[0]}"
         if not shape.key or shape.rowid_key:
             return moved
-        unlike = f"NOT ({self._same_on_wire(self.old, self.new)})"
+        unlike = f"NOT ({self._same_on_wire(old, self.new)})"
         if not shape.key_nullable:
             return unlike
-        some_null = " OR ".join(f"{self.old.columns[name]} IS NULL" for name in shape.key)
+        some_null = " OR ".join(f"{old.columns[name]} IS NULL" for name in shape.key)
         return f"{unlike} OR (({some_null}) AND {moved})"
 
     def names_in_set(self, columns: Sequence[str]) -> str:

@@ -42,20 +42,26 @@ def capture_sql(shape: Shape, table_id: int) -> dict[str, str]:
     triggers = _Triggers(rows.table, table_id)
     created: dict[str, str] = {}
     triggers.add("ai", "AFTER INSERT", "", [emission.present(rows.new)])
-    # A BEFORE trigger of the user's may change a declared key which the statement doesn't name. It
-    # can't change an identity: then SQLite lets go of the row.
-    of = "" if shape.key and rows.rowid and not shape.rowid_key else rows.names_in_set(shape.key)
-    moved = f"AFTER UPDATE OF {of}" if of else "AFTER UPDATE"
-    triggers.add("am", moved, rows.key_changed(), [emission.present(rows.new)])
-    gone = [emission.of_former(rows.old)]
     if shape.converted:
         former = Former(rows, table_id)
         created |= former.create()
         triggers.add("fu", "BEFORE UPDATE", "", former.put())
         triggers.add("fd", "BEFORE DELETE", "", former.put())
-        gone = [emission.of_former(former.image, former.source), former.take_off]
-    triggers.add("au", "AFTER UPDATE", "", gone)
-    triggers.add("ad", "AFTER DELETE", "", gone)
+        gone = emission.of_former(former.image, former.source)
+        # All in one trigger, because what is taken off the pile is in no later one.
+        moved = f"EXISTS (SELECT 1 FROM {former.source} WHERE {rows.key_changed(former.image)})"
+        come = emission.present(rows.new, moved)
+        triggers.add("au", "AFTER UPDATE", "", [gone, come, former.take_off])
+        triggers.add("ad", "AFTER DELETE", "", [gone, former.take_off])
+    else:
+        # A BEFORE trigger of the user's may change a declared key which the statement doesn't name. It
+        # can't change an identity: then SQLite lets go of the row.
+        of = "" if shape.key and rows.rowid and not shape.rowid_key else rows.names_in_set(shape.key)
+        moved = f"AFTER UPDATE OF {of}" if of else "AFTER UPDATE"
+        triggers.add("am", moved, rows.key_changed(rows.old), [emission.present(rows.new)])
+        gone = emission.of_former(rows.old)
+        triggers.add("au", "AFTER UPDATE", "", [gone])
+        triggers.add("ad", "AFTER DELETE", "", [gone])
     if shape.grade is Grade.FULL:
         stage = Stage(rows, table_id, emission.of_former)
         created |= stage.create()
@@ -111,9 +117,10 @@ class _Emission:
     def all_present(self) -> str:
         return self._present("1")
 
-    def present(self, image: Image) -> str:
-        """The row that is under the key of `image` now, if one is."""
-        return self._present(self._rows.found_under(image))
+    def present(self, image: Image, condition: str = "1") -> str:
+        """The row that is under the key of `image` now, if one is and `condition` holds."""
+        found = self._rows.found_under(image)
+        return self._present(found if condition == "1" else f"{found} AND {condition}")
 
     def _present(self, condition: str) -> str:
         row = self._rows.present

@@ -91,6 +91,29 @@ def test_every_value_arrives_as_it_is(library: str, encoding: str, on_file: bool
         run(dataclasses.replace(program, encoding=encoding, on_file=on_file), logs)
 
 
+@pytest.mark.parametrize("end", ["", " WITHOUT ROWID"])
+@pytest.mark.parametrize("library", ["apsw", "sqlite3"])
+def test_a_key_may_change_its_type_alone(library: str, end: str, logs: Logs) -> None:
+    """Where the check of a foreign key converts OLD, its key looks like the new one already."""
+    changes = [
+        ("1.0", "1"),
+        ("1", "'1'"),
+        ("'1'", "1"),
+        ("1", "'01'"),
+        ("'01'", "1.0"),
+        ("1.0", "NULL"),
+    ]
+    steps = ["INSERT INTO t(id, u, v) VALUES (1.0, 'a', 1), (7, 'b', 2)"]
+    for old, new in changes:
+        steps += [f"UPDATE OR IGNORE t SET id = {new} WHERE id IS {old}", CHECK]
+    program = program_of("converted_key_without_rowid", *steps, library=library)
+    first, *rest = program.case.create
+    case = dataclasses.replace(
+        program.case, create=(first.replace(" WITHOUT ROWID", end), *rest), rooms=False
+    )
+    run(dataclasses.replace(program, case=case, foreign_keys=True), logs)
+
+
 # That it can fail.
 
 
