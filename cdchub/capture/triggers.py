@@ -117,10 +117,9 @@ class _Emission:
     def all_present(self) -> str:
         return self._present("1")
 
-    def present(self, image: Image, condition: str = "1") -> str:
-        """The row that is under the key of `image` now, if one is and `condition` holds."""
-        found = self._rows.found_under(image)
-        return self._present(found if condition == "1" else f"{found} AND {condition}")
+    def present(self, image: Image, *conditions: str) -> str:
+        """The row that is under the key of `image` now, if one is and the conditions hold."""
+        return self._present(" AND ".join([self._rows.found_under(image), *conditions]))
 
     def _present(self, condition: str) -> str:
         row = self._rows.present

@@ -1,4 +1,7 @@
-"""The order of the todo page: dragging with mouse and finger, moving with keys, all at once."""
+"""The order of the todo page: dragging with mouse and finger, moving with keys, all at once.
+
+Longer than a module should be by a few lines: each way of moving is tried against the same list.
+"""
 
 from __future__ import annotations
 
